@@ -1,0 +1,80 @@
+# The one door to the project. `make` alone prints what there is.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/sh
+
+VENV ?= .venv
+# The first Python of 3.11 or newer on this machine.
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+BIN := $(VENV)/bin
+PROTOS := $(wildcard proto/cellexport/v1/*.proto)
+SERVICES := proto/cellexport/v1/cell_export.proto proto/cellexport/v1/exporter.proto
+
+.PHONY: help run test check lint format proto proto-check lock clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/.run ## start server, exporter and gateway on a demo unit, and print what to paste
+	@$(BIN)/python -m server.demo
+
+test: $(VENV)/.dev ## run every test
+	$(BIN)/python -m pytest
+
+check: lint test ## everything that must hold before a change lands
+
+lint: $(VENV)/.dev proto-check ## ruff, mypy, buf, and stubs that agree with the contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+
+format: $(VENV)/.dev ## put Python and proto files into their standard form
+	$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+	$(BIN)/buf format --write
+
+proto: $(VENV)/.dev ## make the committed stubs anew
+	$(call stubs,proto)
+
+proto-check: $(VENV)/.dev
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call stubs,"$$fresh") && \
+	for stub in "$$fresh"/cellexport/v1/*; do \
+		cmp -s "$$stub" "proto/cellexport/v1/$${stub##*/}" || \
+		{ echo "$${stub##*/} does not agree with the contract: run 'make proto' and commit it." >&2; exit 1; }; \
+	done
+
+define stubs
+PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto \
+	--python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS) && \
+PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto \
+	--grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(SERVICES)
+endef
+
+lock: $(VENV)/.dev ## choose the newest versions of all dependencies, and pin them by hash
+	$(BIN)/uv pip compile -q --upgrade --universal --generate-hashes --no-annotate --no-emit-package cellexport \
+		--custom-compile-command 'make lock' --extra run -o requirements.txt pyproject.toml
+	$(BIN)/uv pip compile -q --upgrade --universal --generate-hashes --no-annotate --no-emit-package cellexport \
+		--custom-compile-command 'make lock' --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
+
+clean: ## remove what make made, the demo unit included
+	rm -rf $(VENV) var dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and not found on the PATH." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "Python's venv module is needed (Debian: apt install python3-venv)." >&2; exit 1; }
+
+$(VENV)/.run: requirements.txt pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.run
+	@echo "Installing the tools for development into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,98 @@
+"""`python -m gateway`: the facade, served by Granian. Settings come from the environment; see the README."""
+
+import logging
+import multiprocessing
+import os
+import socket
+import sys
+import threading
+from typing import Any
+
+from flask import Flask
+from granian.constants import HTTPModes, Interfaces
+from granian.log import LogLevels
+from granian.server.mp import MPServer
+
+from cellexport import logs
+from cellexport.settings import Address, Environment, SettingError
+from gateway import create_app
+from gateway.config import Settings
+
+_THREADS = 32
+# How long a request that is being served may take to end.
+_GRACE_SECONDS = 4
+
+_log = logging.getLogger("gateway")
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    os.umask(0o077)
+    try:
+        log_config = logs.configure(Environment(os.environ), terminal=logs.is_terminal())
+        settings = Settings.read(os.environ)
+        _require_free(settings.listen)
+    except SettingError as error:
+        print(f"cellexport-gateway: {error}", file=sys.stderr)
+        sys.exit(2)
+    _forget_header_variables()
+    # A worker of its own making inherits nothing but what it needs.
+    multiprocessing.set_start_method("spawn")
+    _log.info("serving", extra={"address": str(settings.listen), "target": settings.target})
+    _granian(settings, log_config).serve()
+
+
+def worker_app() -> Flask:
+    """The application in a worker, which ends when the program that started it has died."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
+    logs.configure(Environment(os.environ), terminal=logs.is_terminal())
+    return create_app()
+
+
+def _granian(settings: Settings, log_config: dict[str, Any]) -> MPServer:
+    return MPServer(
+        "gateway.__main__:worker_app",
+        factory=True,
+        address=settings.listen.host,
+        port=settings.listen.port,
+        interface=Interfaces.WSGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        workers=1,
+        blocking_threads=_THREADS,
+        respawn_failed_workers=True,
+        workers_kill_timeout=_GRACE_SECONDS,
+        log_level=LogLevels.error,
+        log_dictconfig=log_config | {"loggers": {}},
+    )
+
+
+def _require_free(address: Address) -> None:
+    """Granian shares its port with whoever else does; so look whether anybody has it."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            raise SettingError(
+                f"CELLEXPORT_HTTP_LISTEN: {address} can't be listened on ({error.strerror}). "
+                "Another program may be using it: stop that one, or name another address."
+            ) from error
+
+
+def _forget_header_variables() -> None:
+    """Granian puts the environment into each request, where a variable HTTP_… would pass for a header."""
+    for name in [name for name in os.environ if name.startswith("HTTP_")]:
+        del os.environ[name]
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

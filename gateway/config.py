@@ -1,0 +1,33 @@
+"""The gateway's settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cellexport import client
+from cellexport.settings import Address, Environment, SettingError, refuse_open_plaintext
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    unit_url: str
+    target: str
+    listen: Address
+    personium_version: str
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str]) -> "Settings":
+        """Read the settings from an environment. Raises `SettingError` for a bad value."""
+        environment = Environment(variables)
+        listen = environment.listen("CELLEXPORT_HTTP_LISTEN", "127.0.0.1:8080")
+        if listen.path or not listen.port:
+            raise SettingError("CELLEXPORT_HTTP_LISTEN: must be host:port, like 127.0.0.1:8080.")
+        refuse_open_plaintext(environment, "CELLEXPORT_HTTP_LISTEN", listen)
+        version = environment.text("CELLEXPORT_PERSONIUM_VERSION", "1.8.3")
+        if not (version.isascii() and version.isprintable()):
+            raise SettingError("CELLEXPORT_PERSONIUM_VERSION: must be printable ASCII, like 1.8.3.")
+        return cls(
+            unit_url=environment.url("CELLEXPORT_UNIT_URL", "http://localhost:8080/"),
+            target=client.target(environment),
+            listen=listen,
+            personium_version=version,
+        )

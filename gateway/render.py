@@ -1,0 +1,40 @@
+"""The status and the errors in the document's words, as compact JSON. Nothing else is ever in a body."""
+
+import json
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from cellexport.v1.cell_export_pb2 import CellExport
+
+
+def status(cell_export: CellExport) -> str:
+    """The document's object: one key when ready, four while an export is in progress."""
+    if cell_export.state == CellExport.STATE_READY:
+        return _json({"status": "ready"})
+    if cell_export.state != CellExport.STATE_EXPORTING:
+        # A state that this version doesn't know: better no answer than a guess.
+        raise ValueError("the server answered with an unknown state")
+    exportation = cell_export.exportation
+    return _json(
+        {
+            "status": "exportation in progress",
+            "started_at": _time(exportation.start_time),
+            "progress": f"{exportation.progress_percent}%",
+            "exportation_name": exportation.name,
+        }
+    )
+
+
+def error(code: str, message: str) -> str:
+    return _json({"code": code, "message": {"lang": "en", "value": message}})
+
+
+def _time(timestamp: Timestamp) -> str:
+    """ISO 8601 in UTC, always with three digits of milliseconds."""
+    whole = datetime.fromtimestamp(timestamp.seconds, UTC)
+    return f"{whole:%Y-%m-%dT%H:%M:%S}.{timestamp.nanos // 1_000_000:03}Z"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,87 @@
+"""The application log: one JSON object a line, or a readable line on a terminal.
+
+Nothing that a caller sends can make a second line, or reach the terminal as a control character.
+"""
+
+import json
+import logging
+import logging.config
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from cellexport.settings import Environment
+
+# What a caller sent is cut to this in the log.
+CLIENT_TEXT_LIMIT = 200
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+def configure(environment: Environment, *, terminal: bool) -> dict[str, Any]:
+    """Set up the log on standard error, and return the configuration for libraries that set up their own.
+
+    Args:
+        environment: where `CELLEXPORT_LOG_FORMAT` says `json` or `text`; `auto` is `text` on a terminal.
+        terminal: whether standard error is a terminal.
+    """
+    choice = environment.choice("CELLEXPORT_LOG_FORMAT", "auto", "json", "text")
+    formatter = TextFormatter if choice == "text" or (choice == "auto" and terminal) else JsonFormatter
+    config = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"()": f"{formatter.__module__}.{formatter.__name__}"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
+        "root": {"level": "INFO", "handlers": ["stderr"]},
+    }
+    logging.config.dictConfig(config)
+    logging.captureWarnings(True)
+    return config
+
+
+def is_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+def fields(record: logging.LogRecord) -> dict[str, object]:
+    """What was given to the log call as `extra`."""
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, then a member for each field."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {key: _bounded(value) for key, value in fields(record).items()}
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """A readable line: level, message, fields as `key=value`. A trace follows on lines of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        words = [f"{record.levelname.lower():7}", _visible(record.getMessage())]
+        words += [f"{key}={_visible(str(_bounded(value)))}" for key, value in fields(record).items()]
+        if record.exc_info:
+            words.append("\n" + self.formatException(record.exc_info))
+        return " ".join(words)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _bounded(value: object) -> object:
+    return value[:CLIENT_TEXT_LIMIT] if isinstance(value, str) else value
+
+
+def _visible(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -1,0 +1,167 @@
+"""Settings, read from the environment: every value is checked where it is read, and a bad one names its variable."""
+
+import ipaddress
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+_SECRET_LIMIT = 4096
+
+
+class SettingError(Exception):
+    """Raised when a setting has a bad value. Its text names the variable and says what to do, and holds no secret."""
+
+
+class Secret:
+    """A text that does not show itself: not in a log, not in an error, not in a dump of the settings."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen: a host and a port, or a unix socket."""
+
+    host: str
+    port: int
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return bool(self.path) or is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or number means this machine. No name but `localhost` is looked up."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Environment:
+    """The variables of an environment, read as what they should be.
+
+    An empty variable counts as one that is not set. Every method raises `SettingError` for a bad value.
+    """
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+
+    def text(self, name: str, default: str) -> str:
+        return self._variables.get(name, "") or default
+
+    def choice(self, name: str, *choices: str) -> str:
+        """One of some words, the first of which is the default."""
+        value = self.text(name, choices[0])
+        if value not in choices:
+            raise SettingError(f"{name}: must be one of {', '.join(choices)}.")
+        return value
+
+    def seconds(self, name: str, default: float, *, minimum: float, maximum: float) -> float:
+        value = self.text(name, str(default))
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not minimum <= number <= maximum:
+            raise SettingError(f"{name}: must be a number of seconds from {minimum:g} to {maximum:g}.")
+        return number
+
+    def path(self, name: str, default: str | Path) -> Path:
+        return Path(self.text(name, str(default))).absolute()
+
+    def directory(self, name: str, default: str | Path) -> Path:
+        path = self.path(name, default)
+        if not path.is_dir():
+            raise SettingError(f"{name}: {path} is not a directory. Make it, or name one that is there.")
+        return path
+
+    def url(self, name: str, default: str) -> str:
+        """An http(s) URL that ends in a slash (added where it is missing)."""
+        value = self.text(name, default)
+        try:
+            parts = urlsplit(value)
+            good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        except ValueError:
+            good = False
+        if not good or parts.query or parts.fragment or parts.username or not (value.isascii() and value.isprintable()):
+            raise SettingError(f"{name}: must be a URL like https://unit1.example/ without query or user.")
+        if set(value) & set(' "\\<>'):
+            raise SettingError(f"{name}: must be a URL like https://unit1.example/, without blanks or quotes.")
+        return value if value.endswith("/") else value + "/"
+
+    def listen(self, name: str, default: str) -> Address:
+        """`host:port`, `[v6 host]:port` or `unix:/path`; port 0 lets the system choose one."""
+        value = self.text(name, default)
+        if value.startswith("unix:"):
+            path = value.removeprefix("unix:").replace("//", "/", 1)
+            if not path.startswith("/"):
+                raise SettingError(f"{name}: a unix socket needs an absolute path, like unix:/run/export.sock.")
+            return Address("", 0, path)
+        host, _, port = value.rpartition(":")
+        if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+            raise SettingError(f"{name}: must be host:port, like {default}.")
+        return Address(host.removeprefix("[").removesuffix("]"), int(port))
+
+    def secret(self, name: str) -> Secret | None:
+        """A secret given as the variable itself, or in the file that the variable `{name}_FILE` names."""
+        value, file = self.text(name, ""), self.text(f"{name}_FILE", "")
+        if value and file:
+            raise SettingError(f"{name}: is set, and so is {name}_FILE. Set one of them.")
+        if file:
+            name = f"{name}_FILE"
+            value = self._first_line(name, Path(file))
+        if not value:
+            return None
+        if not (value.isascii() and value.isprintable()) or " " in value or len(value) > _SECRET_LIMIT:
+            raise SettingError(f"{name}: must be at most {_SECRET_LIMIT} printable ASCII characters without blanks.")
+        return Secret(value)
+
+    @staticmethod
+    def _first_line(name: str, file: Path) -> str:
+        try:
+            with file.open(encoding="utf-8") as opened:
+                value = opened.read(_SECRET_LIMIT + 2).rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(f"{name}: {file} can't be read ({type(error).__name__}).") from error
+        if not value:
+            raise SettingError(f"{name}: {file} is empty.")
+        return value
+
+
+def refuse_open_plaintext(environment: Environment, name: str, address: Address) -> None:
+    """Refuse to listen in plaintext where other machines can reach it, unless the operator says so.
+
+    Raises:
+        SettingError: if `address` is not of this machine alone and `CELLEXPORT_PLAINTEXT` is not `allow`.
+    """
+    if not address.is_local and not plaintext_allowed(environment):
+        raise SettingError(
+            f"{name}: {address} can be reached from other machines, and would be plaintext. "
+            "Listen on 127.0.0.1, or set CELLEXPORT_PLAINTEXT=allow if the network itself protects it."
+        )
+
+
+def plaintext_allowed(environment: Environment) -> bool:
+    """Whether the operator allows plaintext to and from other machines (`CELLEXPORT_PLAINTEXT`)."""
+    return environment.choice("CELLEXPORT_PLAINTEXT", "loopback", "allow") == "allow"

@@ -1,0 +1,48 @@
+"""The server's settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellexport.settings import Address, Environment, Secret, SettingError, refuse_open_plaintext
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    unit_url: str
+    unit_dir: Path
+    store: Path
+    listen: Address
+    master_token: Secret | None
+    lease_seconds: float
+    queue_seconds: float
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str]) -> "Settings":
+        """Read the settings from an environment. Raises `SettingError` for a bad value."""
+        environment = Environment(variables)
+        unit_dir = environment.directory("CELLEXPORT_UNIT_DIR", "var/unit")
+        listen = environment.listen("CELLEXPORT_GRPC_LISTEN", "127.0.0.1:50051")
+        refuse_open_plaintext(environment, "CELLEXPORT_GRPC_LISTEN", listen)
+        if not (unit_dir / "cells").is_dir():
+            raise SettingError(f"CELLEXPORT_UNIT_DIR: {unit_dir} has no directory cells. Make it, or name a unit.")
+        return cls(
+            unit_url=environment.url("CELLEXPORT_UNIT_URL", "http://localhost:8080/"),
+            unit_dir=unit_dir,
+            store=_store(environment, unit_dir),
+            listen=listen,
+            master_token=environment.secret("CELLEXPORT_MASTER_TOKEN"),
+            lease_seconds=environment.seconds("CELLEXPORT_LEASE_SECONDS", 15, minimum=1, maximum=3600),
+            queue_seconds=environment.seconds("CELLEXPORT_QUEUE_SECONDS", 3600, minimum=1, maximum=7 * 86400),
+        )
+
+
+def _store(environment: Environment, unit_dir: Path) -> Path:
+    url = environment.text("CELLEXPORT_STORE", f"sqlite:///{unit_dir / 'export.db'}")
+    scheme, separator, path = url.partition(":///")
+    if scheme != "sqlite" or not separator or not path:
+        raise SettingError("CELLEXPORT_STORE: must be sqlite:///file (sqlite:////file from the root).")
+    file = Path(path).absolute()
+    if not file.parent.is_dir():
+        raise SettingError(f"CELLEXPORT_STORE: {file.parent} is not a directory. Make it, or name another file.")
+    return file

@@ -1,0 +1,173 @@
+"""`make run`: a demo unit, if no unit is named, and the three programs on it, until Ctrl-C.
+
+The demo unit has one cell, full of copies of Python's own standard library: real files, of many sizes. It is made once,
+and so is the master token, which stays in the unit directory.
+"""
+
+import os
+import secrets
+import shutil
+import socket
+import sys
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellexport.settings import Address, Environment, Secret, SettingError
+from honcho.manager import Manager
+
+_CELL = "demo"
+_ENOUGH_BYTES = 300 * 1024 * 1024
+_ENOUGH_FILES = 10_000
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "site-packages", "dist-packages")
+_PROGRAMS = ("server", "exporter", "gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What to start, and what to tell the user to paste."""
+
+    variables: dict[str, str]
+    http: Address
+    grpc: Address
+    cell: str
+    # How a shell gets at the token.
+    token: str
+
+
+def main() -> None:
+    try:
+        plan = _plan(os.environ)
+    except (SettingError, OSError) as error:
+        print(f"make run: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(_instructions(plan), flush=True)
+    sys.exit(_start(plan))
+
+
+def _plan(variables: Mapping[str, str]) -> _Plan:
+    environment = Environment(variables)
+    http = environment.listen("CELLEXPORT_HTTP_LISTEN", "127.0.0.1:8080")
+    grpc = environment.listen("CELLEXPORT_GRPC_LISTEN", "127.0.0.1:50051")
+    for name, address in (("CELLEXPORT_HTTP_LISTEN", http), ("CELLEXPORT_GRPC_LISTEN", grpc)):
+        _require_free(name, address)
+    master = environment.secret("CELLEXPORT_MASTER_TOKEN")
+    own_unit = environment.text("CELLEXPORT_UNIT_DIR", "")
+    if own_unit:
+        unit = environment.directory("CELLEXPORT_UNIT_DIR", own_unit)
+        cell = "{CellName}"
+    else:
+        unit = Path("var", "unit").absolute()
+        cell = _CELL
+        _make_unit(unit)
+    chosen = dict(variables) | {
+        "CELLEXPORT_UNIT_DIR": str(unit),
+        "CELLEXPORT_UNIT_URL": environment.text("CELLEXPORT_UNIT_URL", f"http://localhost:{http.port}/"),
+        "CELLEXPORT_LOG_FORMAT": environment.text("CELLEXPORT_LOG_FORMAT", "text"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if master is None:
+        file = _make_token(unit)
+        chosen["CELLEXPORT_MASTER_TOKEN_FILE"] = str(file)
+        token = f"$(cat {_shown(file)})"
+    else:
+        given = "CELLEXPORT_MASTER_TOKEN"
+        token = f"${given}" if variables.get(given) else f"$(cat {_shown(Path(variables[f'{given}_FILE']))})"
+    return _Plan(chosen, http, grpc, cell, token)
+
+
+def _require_free(name: str, address: Address) -> None:
+    if address.path:
+        return
+    with socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            raise SettingError(
+                f"{address} is taken ({error.strerror}). Stop the program that uses it, "
+                f"or choose another address: make run {name}={address.host}:{address.port + 1}"
+            ) from error
+
+
+def _make_unit(unit: Path) -> None:
+    """Make the demo unit, unless it is there. It appears complete or not at all."""
+    cells = unit / "cells"
+    if (cells / _CELL).is_dir():
+        return
+    unit.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = unit / "cells.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    (fresh / _CELL).mkdir(parents=True)
+    (fresh / _CELL / "cell.toml").write_text(
+        'owner = "http://localhost:8080/unitadmin/#owner"\n\n'
+        '[accounts]  # account name = its roles\nadmin = ["admin"]\nstaff = ["staff"]\n\n'
+        '[acl]  # role, or "all" = privileges\nadmin = ["root"]\nstaff = ["auth-read"]\n'
+    )
+    _fill(fresh / _CELL / "webdav")
+    fresh.rename(cells)
+
+
+def _fill(webdav: Path) -> None:
+    library = Path(sysconfig.get_path("stdlib"))
+    size, files, number = 0, 0, 0
+    while size < _ENOUGH_BYTES or files < _ENOUGH_FILES:
+        number += 1
+        copy = webdav / f"library-{number:02}"
+        shutil.copytree(library, copy, symlinks=True, ignore=_LEFT_OUT)
+        sizes = [path.lstat().st_size for path in copy.rglob("*") if path.is_file() and not path.is_symlink()]
+        size, files = size + sum(sizes), files + len(sizes)
+        share = min(100, size * 100 // _ENOUGH_BYTES)
+        print(f"\rMaking a demo cell of real files: {share:3}% ({files:,} files)", end="", flush=True)
+    print()
+
+
+def _make_token(unit: Path) -> Path:
+    """The file with the master token, made if it is missing."""
+    file = unit / "master_token"
+    if not file.exists():
+        fresh = file.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+            opened.write(secrets.token_urlsafe(32) + "\n")
+        fresh.rename(file)
+    return file
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be said from here."""
+    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)
+
+
+def _instructions(plan: _Plan) -> str:
+    url = f"http://{plan.http}/{plan.cell}/__export"
+    header = f'-H "Authorization: Bearer {plan.token}"'
+    grpc = f"{plan.grpc}"
+    buf = _shown(Path(sys.executable).parent / "buf")
+    return f"""
+Paste into another terminal:
+
+  start an export     curl -i -X POST {header} {url}
+  ask its status      curl -i {header} {url}
+  watch it            while sleep 1; do curl -s {header} {url}; echo; done
+  the same by gRPC    {buf} curl --schema proto --protocol grpc --http2-prior-knowledge {header} \\
+                        -d '{{"cell":"{plan.cell}"}}' http://{grpc}/cellexport.v1.CellExportService/GetCellExport
+
+Snapshots appear in {_shown(Path(plan.variables["CELLEXPORT_UNIT_DIR"]))}/snapshots. Ctrl-C stops everything.
+"""
+
+
+def _start(plan: _Plan) -> int:
+    manager = Manager()
+    modules = {"server": "server", "exporter": "server.exporter", "gateway": "gateway"}
+    for name in _PROGRAMS:
+        manager.add_process(name, f"exec '{sys.executable}' -m {modules[name]}", env=plan.variables)
+    manager.loop()
+    code = int(manager.returncode or 0)
+    # Ctrl-C and SIGTERM are the ways to end it.
+    return 0 if code in (130, 143) else code
+
+
+if __name__ == "__main__":
+    main()

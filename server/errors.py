@@ -1,0 +1,86 @@
+"""Every way in which the server refuses a call, as data.
+
+One row is one reason of the contract: the gRPC status, the code in Personium's error list (behaviour of the REST door),
+the fixed text, and after how long a retry makes sense. The texts never hold what a caller sent.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import grpc
+
+from cellexport.v1.error_reason_pb2 import ErrorReason
+
+RETRY_SECONDS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    status: grpc.StatusCode
+    personium_code: str
+    text: str
+    retry: bool = False
+
+
+class Refusal(Enum):
+    """The reasons; each member's name is that of the `ErrorReason` in the contract."""
+
+    REQUEST_KEY_INVALID = Row(
+        grpc.StatusCode.INVALID_ARGUMENT, "PR400-EV-0002", "Request header is invalid [X-Personium-RequestKey]."
+    )
+    CREDENTIALS_MISSING = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0001", "Authorization required.")
+    SCHEME_UNKNOWN = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0003", "Invalid authentication scheme.")
+    BASIC_MALFORMED = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0004", "Basic auth format error.")
+    TOKEN_INVALID = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0006", "Token parse error.")
+    PRIVILEGE_LACKING = Row(grpc.StatusCode.PERMISSION_DENIED, "PR403-AU-0002", "Necessary privilege is lacking.")
+    CELL_NOT_FOUND = Row(grpc.StatusCode.NOT_FOUND, "PR404-DV-0003", "Cell not found.")
+    NAME_INVALID = Row(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "PR400-CM-0002",
+        "Field [Name] format error. Must be [^[a-zA-Z0-9-_]{1,192}$].",
+    )
+    CLAIM_INVALID = Row(grpc.StatusCode.INVALID_ARGUMENT, "PR400-CX-0001", "The claim is malformed.")
+    PROGRESS_INVALID = Row(grpc.StatusCode.INVALID_ARGUMENT, "PR400-CX-0002", "The progress can't be true.")
+    OUTCOME_INVALID = Row(
+        grpc.StatusCode.INVALID_ARGUMENT, "PR400-CX-0003", "The result and the reason don't go together."
+    )
+    ALREADY_EXPORTING = Row(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "PR409-CM-0002",
+        "Because [cell export] is being executed, writing to cell can not be done.",
+    )
+    SNAPSHOT_EXISTS = Row(grpc.StatusCode.ALREADY_EXISTS, "PR409-DV-0002", "The snapshot file already exists.")
+    NO_SPACE = Row(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "PR503-SV-0005",
+        "Operation is prohibited as one or more disks are almost full.",
+    )
+    EXPORT_NOT_FOUND = Row(grpc.StatusCode.NOT_FOUND, "PR404-CX-0001", "The cell has no such export.")
+    LEASE_NOT_HELD = Row(grpc.StatusCode.PERMISSION_DENIED, "PR403-CX-0001", "The lease is another exporter's.")
+    LEASE_LOST = Row(grpc.StatusCode.ABORTED, "PR409-CX-0001", "The lease is lost.")
+    STORE_UNAVAILABLE = Row(
+        grpc.StatusCode.UNAVAILABLE, "PR503-SV-0003", "Server error. (Lock Manager) Data lock state unknown.", True
+    )
+    SERVER_SHUTDOWN = Row(grpc.StatusCode.UNAVAILABLE, "PR503-SV-0002", "Server connection error.", True)
+    DATA_DAMAGED = Row(grpc.StatusCode.DATA_LOSS, "PR500-SV-0002", "Datastore unknown error.")
+    UNEXPECTED = Row(grpc.StatusCode.INTERNAL, "PR500-SV-9999", "Unknown Exception.")
+
+    @property
+    def reason(self) -> str:
+        return ErrorReason.Name(ErrorReason.Value(self.name))
+
+
+class Refused(Exception):
+    """Raised when a call is refused. Only `guard` looks at it.
+
+    Args:
+        refusal: why.
+        note: what the operator should know. It goes to the log, and never to the caller.
+        details: what goes into the ErrorInfo's metadata besides the Personium code: nothing that was not validated.
+    """
+
+    def __init__(self, refusal: Refusal, *, note: str = "", **details: str) -> None:
+        super().__init__(refusal.name)
+        self.refusal = refusal
+        self.note = note
+        self.details = details

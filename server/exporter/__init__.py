@@ -1,0 +1,9 @@
+"""The bundled exporter: a client of the server that turns a cell's directory into a snapshot zip.
+
+- `runner` claims an export, and sees it through to its end
+- `heartbeat` tells the server how far it is
+- `snapshot` writes the zip, from what `walk` finds, under names that `names` makes safe
+- `area` is the snapshot directory: parts, publishing, notes of failures
+
+Anyone's exporter can take its place: it imports `cellexport` and nothing else of the server.
+"""

@@ -1,0 +1,206 @@
+"""The snapshot directory: `{root}/{cell}/{Name}.zip`, and what stands beside it while it is made or after it failed.
+
+- `{Name}.{export id}.{epoch}.part` is being written, and locked by who writes it
+- `{Name}.zip` is complete: it appears by a link to the part, which never replaces a file and is all or nothing
+- `{Name}.error` says why there is no zip
+
+The part's name is the fence: whoever gives up on an exporter takes its part away, and the link that would have
+published it fails. So an exporter that was paused and wakes up can't publish what nobody waits for any more.
+"""
+
+import fcntl
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+MANIFEST = "00_manifest.json"
+
+_PART = re.compile(r"(?P<name>[A-Za-z0-9_-]+)\.[0-9a-f]+\.(?P<epoch>[0-9]+)\.part", re.ASCII)
+_MANIFEST_LIMIT = 64 * 1024
+
+
+class NameTakenError(Exception):
+    """Raised when there is a snapshot of that name already."""
+
+
+class FencedError(Exception):
+    """Raised when a part was taken away: whoever did it has given up on its exporter."""
+
+
+class SnapshotArea:
+    """The snapshot directory of a unit. Every method may raise OSError.
+
+    Args:
+        root: the directory `snapshots` of the unit; made when it is first needed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def exists(self, cell: str, name: str) -> bool:
+        """Whether there is a snapshot of that name."""
+        return os.path.lexists(self._zip(cell, name))
+
+    @contextmanager
+    def part(self, cell: str, name: str, export_id: str, epoch: int) -> Iterator["Part"]:
+        """A part to write, in a directory where no older exporter of the cell can publish any more.
+
+        On leaving the context the part is gone, whether it was published or not.
+
+        Raises:
+            NameTakenError: if there is a snapshot of that name already.
+        """
+        directory = self._root / cell
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fence_older(directory, epoch)
+        if self.exists(cell, name):
+            raise NameTakenError
+        path = directory / _part_name(name, export_id, epoch)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w+b", buffering=1024 * 1024) as file:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._error(cell, name).unlink(missing_ok=True)
+            try:
+                yield Part(path, self._zip(cell, name), file)
+            finally:
+                path.unlink(missing_ok=True)
+                # What the buffer still holds is for a file that is gone.
+                with suppress(OSError):
+                    file.close()
+
+    def settle(self, cell: str, name: str, export_id: str, epoch: int, reason: str) -> bool:
+        """Take a dead exporter's part away, and tell whether it had published before.
+
+        If it had not, leave a note of the reason.
+        """
+        try:
+            with suppress(FileNotFoundError):
+                (self._root / cell / _part_name(name, export_id, epoch)).unlink()
+            if self._published_by(cell, name, export_id, epoch):
+                return True
+        except PermissionError:
+            # The directory is not ours to see: the next exporter of the cell takes the part away.
+            return False
+        with suppress(OSError):
+            self.note(cell, name, "INTERRUPTED", reason)
+        return False
+
+    def note(self, cell: str, name: str, result: str, reason: str) -> None:
+        """Leave `{Name}.error`: an error body that says why there is no snapshot."""
+        verb = "was interrupted" if result == "INTERRUPTED" else "failed"
+        body = {
+            "code": "PR500-CX-0001",
+            "message": {"lang": "en", "value": f"Cell export {verb}. [{reason}]"},
+        }
+        path = self._error(cell, name)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = path.with_suffix(".error.new")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(body, file, separators=(",", ":"))
+        fresh.replace(path)
+
+    def sweep(self) -> int:
+        """Remove the parts that nobody is writing, and return how many."""
+        if not self._root.is_dir():
+            return 0
+        swept = 0
+        for entry in os.scandir(self._root):
+            if entry.is_dir(follow_symlinks=False):
+                swept += sum(_sweep_part(path) for path in _parts(Path(entry.path)))
+        return swept
+
+    def _fence_older(self, directory: Path, epoch: int) -> None:
+        for path in _parts(directory):
+            match = _PART.fullmatch(path.name)
+            if match and int(match["epoch"]) < epoch:
+                path.unlink(missing_ok=True)
+
+    def _published_by(self, cell: str, name: str, export_id: str, epoch: int) -> bool:
+        try:
+            with zipfile.ZipFile(self._zip(cell, name)) as snapshot, snapshot.open(MANIFEST) as member:
+                manifest = json.loads(member.read(_MANIFEST_LIMIT))
+        except (FileNotFoundError, KeyError, ValueError, zipfile.BadZipFile):
+            return False
+        return isinstance(manifest, dict) and (manifest.get("export_id"), manifest.get("epoch")) == (export_id, epoch)
+
+    def _zip(self, cell: str, name: str) -> Path:
+        return self._root / cell / f"{name}.zip"
+
+    def _error(self, cell: str, name: str) -> Path:
+        return self._root / cell / f"{name}.error"
+
+
+class Part:
+    """A snapshot that is being written to `file`."""
+
+    def __init__(self, path: Path, target: Path, file: BinaryIO) -> None:
+        self._path = path
+        self._target = target
+        self.file = file
+
+    @property
+    def directory(self) -> Path:
+        return self._path.parent
+
+    def sync(self) -> None:
+        """Make what was written survive a power cut."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def publish(self) -> None:
+        """Give the part its final name. Call `sync` before.
+
+        Raises:
+            NameTakenError: if there is a file of that name. It is left as it is.
+            FencedError: if the part was taken away.
+        """
+        try:
+            os.link(self._path, self._target, follow_symlinks=False)
+        except FileExistsError as error:
+            raise NameTakenError from error
+        except FileNotFoundError as error:
+            raise FencedError from error
+        try:
+            _sync_directory(self.directory)
+        except OSError:
+            # It might not be there after a power cut, and so it must not be called published.
+            self._target.unlink()
+            raise
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _part_name(name: str, export_id: str, epoch: int) -> str:
+    return f"{name}.{export_id}.{epoch}.part"
+
+
+def _parts(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if path.name.endswith(".part")]
+
+
+def _sweep_part(path: Path) -> bool:
+    """Remove a part, unless somebody holds its lock or it is no file."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

@@ -1,0 +1,30 @@
+"""The exporter's settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellexport import client
+from cellexport.settings import Environment, Secret, SettingError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    unit_dir: Path
+    target: str
+    token: Secret
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str]) -> "Settings":
+        """Read the settings from an environment. Raises `SettingError` for a bad value."""
+        environment = Environment(variables)
+        token = environment.secret("CELLEXPORT_EXPORTER_TOKEN") or environment.secret("CELLEXPORT_MASTER_TOKEN")
+        if token is None:
+            raise SettingError(
+                "CELLEXPORT_EXPORTER_TOKEN: is not set, nor is CELLEXPORT_MASTER_TOKEN: the exporter needs one."
+            )
+        return cls(
+            unit_dir=environment.directory("CELLEXPORT_UNIT_DIR", "var/unit"),
+            target=client.target(environment),
+            token=token,
+        )

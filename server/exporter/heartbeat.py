@@ -1,0 +1,149 @@
+"""Tells the server how far an export is, from a thread of its own, so that no slow disk costs the lease."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import grpc
+
+from cellexport import client
+from cellexport.v1.error_reason_pb2 import ErrorReason
+from cellexport.v1.exporter_pb2 import ClaimedExport, Progress, ReportProgressRequest
+from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
+
+# At most five reports a second.
+_SHORTEST_SECONDS = 0.2
+_RETRY_SECONDS = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class LeaseLostError(Exception):
+    """Raised when the server says that the export is not ours any more."""
+
+
+class Heartbeat:
+    """Reports while its context is open.
+
+    Args:
+        progress: how far the export is; called from the heartbeat's thread.
+        show: called with each progress, to show it.
+    """
+
+    def __init__(
+        self,
+        *,
+        stub: ExporterServiceStub,
+        metadata: client.Metadata,
+        claimed: ClaimedExport,
+        progress: Callable[[], Progress],
+        show: Callable[[Progress], None],
+    ) -> None:
+        self._stub = stub
+        self._metadata = metadata
+        self._claimed = claimed
+        self._progress = progress
+        self._show = show
+        self._lease_seconds = claimed.lease_duration.seconds + claimed.lease_duration.nanos / 1e9
+        self._turn = threading.Lock()
+        self._sequence = 0
+        self._over = threading.Event()
+        self._heard = True
+        self.lost = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def confirm(self, stop: Callable[[], None]) -> None:
+        """Wait until the server has answered a report.
+
+        Args:
+            stop: called between tries; raises to give up.
+
+        Raises:
+            LeaseLostError: if the server answers that the lease is lost.
+        """
+        while not self._report(self._progress()):
+            if self.lost.is_set():
+                raise LeaseLostError
+            stop()
+            self._over.wait(_jittered(_RETRY_SECONDS))
+
+    def _run(self) -> None:
+        told, told_at = None, 0.0
+        while not self._over.is_set() and not self.lost.is_set():
+            progress = self._progress()
+            now = time.monotonic()
+            if progress != told or now - told_at >= self._lease_seconds / 4:
+                self._show(progress)
+                if self._report(progress):
+                    told, told_at = progress, now
+                else:
+                    self._over.wait(_jittered(_RETRY_SECONDS))
+            self._over.wait(_SHORTEST_SECONDS)
+
+    def _report(self, progress: Progress) -> bool:
+        """Report once, and tell whether the server took it."""
+        with self._turn:
+            if self.lost.is_set():
+                return False
+            self._sequence += 1
+            request = ReportProgressRequest(
+                cell=self._claimed.cell, lease=self._claimed.lease, sequence=self._sequence, progress=progress
+            )
+            try:
+                self._stub.ReportProgress(request, metadata=self._metadata, timeout=max(1.0, self._lease_seconds / 3))
+            except grpc.RpcError as error:
+                self._take(error)
+                return False
+            self._say_heard(heard=True)
+            return True
+
+    def _take(self, error: grpc.RpcError) -> None:
+        if is_loss(error):
+            _log.error("the lease is lost", extra={"cell": self._claimed.cell, "reason": reason(error)})
+            self.lost.set()
+        else:
+            self._say_heard(heard=False, why=reason(error))
+
+    def _say_heard(self, *, heard: bool, why: str = "") -> None:
+        if heard != self._heard:
+            if heard:
+                _log.info("the server is heard again", extra={"cell": self._claimed.cell})
+            else:
+                _log.warning("the server can't be told", extra={"cell": self._claimed.cell, "reason": why})
+        self._heard = heard
+
+
+_LOSSES = frozenset(
+    ErrorReason.Name(value)
+    for value in (
+        ErrorReason.LEASE_LOST,
+        ErrorReason.LEASE_NOT_HELD,
+        ErrorReason.EXPORT_NOT_FOUND,
+        ErrorReason.CELL_NOT_FOUND,
+    )
+)
+
+
+def is_loss(error: grpc.RpcError) -> bool:
+    """Whether the server says that the export is not ours any more."""
+    return reason(error) in _LOSSES
+
+
+def reason(error: grpc.RpcError) -> str:
+    """Why a call failed: the server's reason, or the status where it gave none."""
+    info = client.error_info(error)
+    return error.code().name if info is None else info.reason
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - spreads retries, guards nothing

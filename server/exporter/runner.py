@@ -1,0 +1,232 @@
+"""Takes exports from the server, one after the other, and sees each through to its end."""
+
+import errno
+import logging
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from cellexport import client
+from cellexport.v1.cell_export_pb2 import Outcome
+from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest, FinishExportRequest
+from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
+from server.exporter import snapshot
+from server.exporter.area import FencedError, NameTakenError, SnapshotArea
+from server.exporter.bar import Bar
+from server.exporter.heartbeat import Heartbeat, LeaseLostError, is_loss, reason
+from server.exporter.snapshot import SourceChangedError, StoppedError, Subject
+from server.exporter.tally import Tally
+from server.exporter.walk import SourceError
+
+_WAIT_SECONDS = 20
+_CALL_SECONDS = 3.0
+_RETRY_SECONDS = 0.5
+# How long an exporter that was told to end tries to say so.
+_FAREWELL_SECONDS = 3.0
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_REFUSALS = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
+# What the server may get over.
+_TRANSIENT = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
+
+_log = logging.getLogger(__name__)
+
+
+class RefusedError(Exception):
+    """Raised when the server doesn't take our token. Its text says so."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the server refuses the token: set CELLEXPORT_EXPORTER_TOKEN, or CELLEXPORT_MASTER_TOKEN, to one it takes."
+        )
+
+
+class Runner:
+    """Works until told to stop.
+
+    Args:
+        cells: the directory `cells` of the unit.
+    """
+
+    def __init__(
+        self, *, stub: ExporterServiceStub, metadata: client.Metadata, cells: Path, area: SnapshotArea, bar: Bar
+    ) -> None:
+        self._stub = stub
+        self._metadata = metadata
+        self._cells = cells
+        self._area = area
+        self._bar = bar
+        self._stopping = threading.Event()
+        # Never set: what is waited on between tries that go on even when we are stopping.
+        self._pause = threading.Event()
+        self._cancel: Callable[[], object] = bool
+        self._reachable = True
+
+    def stop(self) -> None:
+        """End soon, from any thread: an export that is being written is interrupted."""
+        self._stopping.set()
+        self._cancel()
+
+    def run(self) -> None:
+        """Do exports until told to stop.
+
+        Raises:
+            RefusedError: if the server doesn't take the token.
+        """
+        while not self._stopping.is_set():
+            claimed = self._claim()
+            if claimed is not None:
+                self._do(claimed)
+
+    def _claim(self) -> ClaimedExport | None:
+        """Wait for work. None if there was none, or we were told to stop."""
+        request = ClaimExportRequest(request_id=uuid.uuid4().hex, wait=Duration(seconds=_WAIT_SECONDS))
+        while True:
+            call = self._stub.ClaimExport.future(request, metadata=self._metadata, timeout=_WAIT_SECONDS + 5)
+            self._cancel = call.cancel
+            if self._stopping.is_set():
+                call.cancel()
+            try:
+                response = call.result()
+            except grpc.FutureCancelledError:
+                return None
+            except grpc.RpcError as error:
+                self._say_reachable(error)
+                self._stopping.wait(_jittered(_RETRY_SECONDS))
+                continue
+            self._say_reachable(None)
+            return response.claimed_export if response.HasField("claimed_export") else None
+
+    def _do(self, claimed: ClaimedExport) -> None:
+        labels = {"cell": claimed.cell, "snapshot": claimed.name, "request_key": claimed.request_key}
+        _log.info("export begins", extra=labels)
+        tally = Tally()
+        heartbeat = Heartbeat(
+            stub=self._stub,
+            metadata=self._metadata,
+            claimed=claimed,
+            progress=tally.progress,
+            show=lambda progress: self._bar.show(claimed.name, progress),
+        )
+        with heartbeat:
+            try:
+                why = self._attempt(claimed, tally, heartbeat)
+            except (LeaseLostError, FencedError):
+                _log.error("export given up: it is not ours any more", extra=labels)
+                return
+            finally:
+                self._bar.end()
+            result = _result(why)
+            if why != Outcome.REASON_UNSPECIFIED:
+                self._note(claimed, result, why)
+            _log.info("export ends", extra=labels | {"result": Outcome.Result.Name(result)})
+            self._finish(claimed, result, why)
+
+    def _attempt(self, claimed: ClaimedExport, tally: Tally, heartbeat: Heartbeat) -> Outcome.Reason.ValueType:
+        """Do an export, and return why there is no snapshot: REASON_UNSPECIFIED if there is one."""
+        try:
+            self._export(claimed, tally, heartbeat)
+        except StoppedError:
+            return Outcome.REASON_SHUTDOWN
+        except NameTakenError:
+            return Outcome.REASON_NAME_TAKEN
+        except SourceError as error:
+            return _failed(Outcome.REASON_SOURCE_UNREADABLE, claimed, error)
+        except SourceChangedError as error:
+            return _failed(Outcome.REASON_SOURCE_CHANGED, claimed, error)
+        except OSError as error:
+            full = error.errno in _NO_SPACE
+            return _failed(Outcome.REASON_NO_SPACE if full else Outcome.REASON_SNAPSHOT_UNWRITABLE, claimed, error)
+        except (LeaseLostError, FencedError):
+            raise
+        except Exception:
+            _log.exception("unexpected error", extra={"cell": claimed.cell, "request_key": claimed.request_key})
+            return Outcome.REASON_INTERNAL
+        return Outcome.REASON_UNSPECIFIED
+
+    def _export(self, claimed: ClaimedExport, tally: Tally, heartbeat: Heartbeat) -> None:
+        def stop() -> None:
+            if heartbeat.lost.is_set():
+                raise LeaseLostError
+            if self._stopping.is_set():
+                raise StoppedError
+
+        lease = claimed.lease
+        subject = Subject(
+            cell=claimed.cell,
+            owner=claimed.owner,
+            unit_url=claimed.unit_url,
+            export_id=lease.export_id,
+            epoch=lease.epoch,
+            directory=self._cells / claimed.cell,
+        )
+        with self._area.part(claimed.cell, claimed.name, lease.export_id, lease.epoch) as part:
+            snapshot.count(subject, tally, stop)
+            snapshot.write(subject, part.file, part.directory, tally, stop)
+            part.sync()
+            # Only who has just been heard may publish: anyone else may have been given up on.
+            heartbeat.confirm(stop)
+            part.publish()
+
+    def _note(self, claimed: ClaimedExport, result: Outcome.Result.ValueType, why: Outcome.Reason.ValueType) -> None:
+        words = Outcome.Result.Name(result).removeprefix("RESULT_"), Outcome.Reason.Name(why).removeprefix("REASON_")
+        try:
+            self._area.note(claimed.cell, claimed.name, *words)
+        except OSError as error:
+            _log.warning("the note of the failure can't be written", extra={"error": str(error)})
+
+    def _finish(self, claimed: ClaimedExport, result: Outcome.Result.ValueType, why: Outcome.Reason.ValueType) -> None:
+        """Say how it ended, until the server has heard it."""
+        request = FinishExportRequest(cell=claimed.cell, lease=claimed.lease, result=result, reason=why)
+        last_try = time.monotonic() + _FAREWELL_SECONDS
+        while True:
+            try:
+                self._stub.FinishExport(request, metadata=self._metadata, timeout=_CALL_SECONDS)
+                return
+            except grpc.RpcError as error:
+                if is_loss(error) or error.code() not in _TRANSIENT:
+                    _log.error("the end of the export was refused", extra={"reason": reason(error)})
+                    return
+                if self._stopping.is_set() and time.monotonic() > last_try:
+                    return
+                self._pause.wait(_jittered(_RETRY_SECONDS))
+
+    def _say_reachable(self, error: grpc.RpcError | None) -> None:
+        """Log that the server went away, or came back: once each."""
+        if error is not None and error.code() in _REFUSALS:
+            raise RefusedError
+        if error is not None and self._reachable:
+            _log.warning("the server can't be reached: trying again", extra={"reason": reason(error)})
+        if error is None and not self._reachable:
+            _log.info("the server is back")
+        self._reachable = error is None
+
+
+def _result(why: Outcome.Reason.ValueType) -> Outcome.Result.ValueType:
+    if why == Outcome.REASON_UNSPECIFIED:
+        return Outcome.RESULT_SUCCEEDED
+    return Outcome.RESULT_INTERRUPTED if why == Outcome.REASON_SHUTDOWN else Outcome.RESULT_FAILED
+
+
+def _failed(why: Outcome.Reason.ValueType, claimed: ClaimedExport, error: Exception) -> Outcome.Reason.ValueType:
+    labels = {"cell": claimed.cell, "request_key": claimed.request_key, "error": str(error)}
+    _log.error("export failed", extra=labels)
+    return why
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - spreads retries, guards nothing

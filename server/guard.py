@@ -1,0 +1,144 @@
+"""What stands around every method: request key, cell, privilege on the way in; errors on the way out.
+
+The order is that of the contract: request key, cell, authentication, authorisation, and only then the method. A method
+that names no privilege, or is named by none, keeps the server from starting.
+"""
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Never
+
+import grpc
+from google.protobuf import duration_pb2
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2, status_pb2
+
+from cellexport import request_key
+from cellexport.client import AUTHORIZATION, DOMAIN, UNIT_USER
+from server.auth import Identity, Judge, Privilege
+from server.auth.credentials import Credentials
+from server.cells import CellDirectory
+from server.errors import RETRY_SECONDS, Refusal, Refused
+from server.model import Cell
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a method gets to know of its call besides the message."""
+
+    request_key: str
+    identity: Identity
+    # The cell that the message names; None for methods that are about the unit.
+    cell: Cell | None
+
+
+Method = Callable[[Any, Call], Awaitable[Message]]
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Guard:
+    """Wraps methods. Every error that leaves it is a row of `errors`, as status, ErrorInfo and RetryInfo."""
+
+    def __init__(self, *, judge: Judge, cells: CellDirectory) -> None:
+        self._judge = judge
+        self._cells = cells
+
+    def handlers(
+        self, service: ServiceDescriptor, methods: Mapping[str, tuple[Privilege, Method]]
+    ) -> grpc.GenericRpcHandler:
+        """The service for grpc to serve.
+
+        Raises:
+            ValueError: if a method of the service names no privilege, or there is no such method.
+        """
+        declared = {method.name for method in service.methods}
+        if declared != methods.keys():
+            odd = ", ".join(sorted(declared ^ methods.keys()))
+            raise ValueError(f"{service.full_name}: each method needs a privilege and an implementation: {odd}")
+        return grpc.method_handlers_generic_handler(
+            service.full_name,
+            {
+                method.name: grpc.unary_unary_rpc_method_handler(
+                    self._wrap(*methods[method.name]),
+                    request_deserializer=GetMessageClass(method.input_type).FromString,
+                    response_serializer=GetMessageClass(method.output_type).SerializeToString,
+                )
+                for method in service.methods
+            },
+        )
+
+    def _wrap(self, privilege: Privilege, method: Method) -> Callable[[Any, Context], Awaitable[Message]]:
+        async def guarded(request: Any, context: Context) -> Message:
+            key = ""
+            try:
+                metadata = context.invocation_metadata() or ()
+                key = _key(metadata)
+                call = self._admit(request, metadata, key, privilege)
+                answer = await method(request, call)
+                context.set_trailing_metadata(((request_key.METADATA, key),))
+                return answer
+            except Refused as refused:
+                error = refused
+            except Exception as unexpected:
+                error = _unexpected(unexpected, key)
+            return await _abort(context, error, key or request_key.generate())
+
+        return guarded
+
+    def _admit(self, request: Any, metadata: Any, key: str, privilege: Privilege) -> Call:
+        cell = self._cells.find(request.cell) if hasattr(request, "cell") else None
+        identity = self._judge.judge(_credentials(metadata), cell, privilege)
+        return Call(key, identity, cell)
+
+
+def _values(metadata: Any, name: str) -> tuple[str, ...]:
+    return tuple(value if isinstance(value, str) else "" for key, value in metadata if key == name)
+
+
+def _key(metadata: Any) -> str:
+    values = _values(metadata, request_key.METADATA)
+    if values in ((), ("",)):
+        return request_key.generate()
+    if len(values) > 1 or not request_key.is_valid(values[0]):
+        raise Refused(Refusal.REQUEST_KEY_INVALID)
+    return values[0]
+
+
+def _credentials(metadata: Any) -> Credentials:
+    unit_users = _values(metadata, UNIT_USER)
+    return Credentials(authorization=_values(metadata, AUTHORIZATION), unit_user=next(filter(None, unit_users), ""))
+
+
+def _unexpected(error: Exception, key: str) -> Refused:
+    error_id = secrets.token_hex(8)
+    _log.error("unexpected error", exc_info=error, extra={"error_id": error_id, "request_key": key})
+    return Refused(Refusal.UNEXPECTED, error_id=error_id)
+
+
+async def _abort(context: Context, error: Refused, key: str) -> Never:
+    row = error.refusal.value
+    extra = {"reason": error.refusal.reason, "request_key": key}
+    if error.note:
+        _log.error("refused", extra=extra | {"note": error.note})
+    else:
+        _log.info("refused", extra=extra)
+    status = _status(error)
+    trailing = ((request_key.METADATA, key), ("grpc-status-details-bin", status.SerializeToString()))
+    await context.abort(row.status, row.text, trailing)
+
+
+def _status(error: Refused) -> status_pb2.Status:
+    row = error.refusal.value
+    status = status_pb2.Status(code=row.status.value[0], message=row.text)
+    details = {"personium_code": row.personium_code, **error.details}
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.refusal.reason, domain=DOMAIN, metadata=details))
+    if row.retry:
+        delay = duration_pb2.Duration(seconds=RETRY_SECONDS)
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return status

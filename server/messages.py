@@ -1,0 +1,102 @@
+"""The words of `model` as messages of the contract, and back."""
+
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from cellexport.v1 import cell_export_pb2, exporter_pb2
+from server.model import Cell, CellRecord, Export, LeaseProof, Outcome, Progress, Reason, Result
+from server.registry import Claim, prove
+
+_RESULTS = {
+    Result.SUCCEEDED: cell_export_pb2.Outcome.RESULT_SUCCEEDED,
+    Result.FAILED: cell_export_pb2.Outcome.RESULT_FAILED,
+    Result.INTERRUPTED: cell_export_pb2.Outcome.RESULT_INTERRUPTED,
+}
+_REASONS = {reason: cell_export_pb2.Outcome.Reason.Value(f"REASON_{reason.name}") for reason in Reason}
+_RESULTS_BACK = {message: result for result, message in _RESULTS.items()}
+_REASONS_BACK = {message: reason for reason, message in _REASONS.items()}
+
+
+def cell_export(record: CellRecord) -> cell_export_pb2.CellExport:
+    State = cell_export_pb2.CellExport.State  # noqa: N806
+    export, outcome = record.export, record.last_outcome
+    return cell_export_pb2.CellExport(
+        cell=record.cell,
+        state=State.STATE_READY if export is None else State.STATE_EXPORTING,
+        exportation=None if export is None else _exportation(export),
+        last_outcome=None if outcome is None else _outcome(outcome),
+        revision=record.revision,
+        update_time=_timestamp(record.updated_at) if record.revision else None,
+    )
+
+
+def claimed_export(claim: Claim, cell: Cell, *, unit_url: str, lease_seconds: float) -> exporter_pb2.ClaimedExport:
+    export = claim.export
+    return exporter_pb2.ClaimedExport(
+        cell=claim.cell,
+        lease=exporter_pb2.Lease(export_id=export.export_id, epoch=export.epoch, token=claim.token),
+        lease_duration=_duration(lease_seconds),
+        name=export.name,
+        start_time=_timestamp(export.accepted_at),
+        owner=cell.owner,
+        unit_url=unit_url,
+        request_key=export.request_key,
+    )
+
+
+def proof(lease: exporter_pb2.Lease) -> LeaseProof:
+    return prove(lease.export_id, lease.epoch, lease.token)
+
+
+def progress(message: exporter_pb2.Progress) -> Progress:
+    return Progress(
+        work_done=message.work_done,
+        work_total=message.work_total,
+        entries_done=message.entries_done,
+        entries_total=message.entries_total,
+        bytes_done=message.bytes_done,
+        bytes_total=message.bytes_total,
+    )
+
+
+def result(message: cell_export_pb2.Outcome.Result.ValueType) -> Result | None:
+    """The result, or None for one that this server doesn't know."""
+    return _RESULTS_BACK.get(message)
+
+
+def reason(message: cell_export_pb2.Outcome.Reason.ValueType) -> Reason | None:
+    """The reason, or None for none."""
+    return _REASONS_BACK.get(message)
+
+
+def seconds(message: duration_pb2.Duration) -> float:
+    return message.seconds + message.nanos / 1e9
+
+
+def _exportation(export: Export) -> cell_export_pb2.Exportation:
+    return cell_export_pb2.Exportation(
+        name=export.name,
+        start_time=_timestamp(export.accepted_at),
+        progress_percent=export.percent,
+        entries_done=export.progress.entries_done,
+        entries_total=export.progress.entries_total,
+        bytes_done=export.progress.bytes_done,
+        bytes_total=export.progress.bytes_total,
+    )
+
+
+def _outcome(outcome: Outcome) -> cell_export_pb2.Outcome:
+    return cell_export_pb2.Outcome(
+        result=_RESULTS[outcome.result],
+        reason=cell_export_pb2.Outcome.REASON_UNSPECIFIED if outcome.reason is None else _REASONS[outcome.reason],
+        name=outcome.name,
+        end_time=_timestamp(outcome.ended_at),
+    )
+
+
+def _timestamp(milliseconds: int) -> timestamp_pb2.Timestamp:
+    whole, rest = divmod(milliseconds, 1000)
+    return timestamp_pb2.Timestamp(seconds=whole, nanos=rest * 1_000_000)
+
+
+def _duration(value: float) -> duration_pb2.Duration:
+    return duration_pb2.Duration(seconds=int(value), nanos=int(value % 1 * 1e9))

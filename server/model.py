@@ -1,0 +1,122 @@
+"""What the server knows of a cell's export. Plain values; times are milliseconds since 1970, in UTC."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """How far an export has come."""
+
+    QUEUED = "queued"
+    CLAIMED = "claimed"
+    # Its lease has run out: reports are refused, and what the exporter left behind is being looked at.
+    EXPIRING = "expiring"
+
+
+class Result(StrEnum):
+    """How an export ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+class Reason(StrEnum):
+    """Why an export left no snapshot. Each goes with one result."""
+
+    NO_SPACE = "no_space"
+    NAME_TAKEN = "name_taken"
+    SOURCE_UNREADABLE = "source_unreadable"
+    SOURCE_CHANGED = "source_changed"
+    SNAPSHOT_UNWRITABLE = "snapshot_unwritable"
+    INTERNAL = "internal"
+    LEASE_EXPIRED = "lease_expired"
+    SHUTDOWN = "shutdown"
+    QUEUE_TIMEOUT = "queue_timeout"
+
+    @property
+    def result(self) -> Result:
+        return Result.INTERRUPTED if self in _INTERRUPTIONS else Result.FAILED
+
+
+_INTERRUPTIONS = frozenset({Reason.LEASE_EXPIRED, Reason.SHUTDOWN, Reason.QUEUE_TIMEOUT})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What an exporter reports. A total of 0 is one that is not known yet."""
+
+    work_done: int = 0
+    work_total: int = 0
+    entries_done: int = 0
+    entries_total: int = 0
+    bytes_done: int = 0
+    bytes_total: int = 0
+
+    @property
+    def percent(self) -> int:
+        """Whole percent, rounded down, at most 99: 100 would mean that the snapshot is there."""
+        return min(99, self.work_done * 100 // self.work_total) if self.work_total else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """An export under way."""
+
+    export_id: str
+    name: str
+    request_key: str
+    accepted_at: int
+    phase: Phase = Phase.QUEUED
+    # Of the lease: nothing while queued. Only the hash of its token is kept.
+    epoch: int = 0
+    request_id: str = ""
+    token_hash: str = ""
+    sequence: int = 0
+    percent: int = 0
+    progress: Progress = Progress()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an export ended, and of which lease that was."""
+
+    export_id: str
+    name: str
+    epoch: int
+    token_hash: str
+    result: Result
+    reason: Reason | None
+    ended_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellRecord:
+    """All that is known of one cell's exports.
+
+    `revision` rises by one with every write; `epoch` is the highest that a claim of this cell was given.
+    """
+
+    cell: str
+    revision: int = 0
+    updated_at: int = 0
+    epoch: int = 0
+    export: Export | None = None
+    last_outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A cell as its access file describes it."""
+
+    name: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseProof:
+    """What an exporter presents with each report."""
+
+    export_id: str
+    epoch: int
+    token_hash: str

@@ -1,0 +1,105 @@
+"""The methods of the contract, and the privilege that each needs: messages in, one rule, messages out."""
+
+import logging
+from collections.abc import Mapping
+
+from cellexport.v1 import cell_export_pb2 as status_pb2
+from cellexport.v1 import exporter_pb2
+from server import messages
+from server.auth import Privilege
+from server.cells import CellDirectory
+from server.errors import Refusal, Refused
+from server.guard import Call, Method
+from server.model import Cell, Reason, Result
+from server.registry import Registry
+
+_LONGEST_WAIT_SECONDS = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+class CellExportService:
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    @property
+    def methods(self) -> Mapping[str, tuple[Privilege, Method]]:
+        return {
+            "GetCellExport": (Privilege.ROOT, self._get),
+            "StartCellExport": (Privilege.ROOT, self._start),
+        }
+
+    async def _get(self, request: status_pb2.GetCellExportRequest, call: Call) -> status_pb2.GetCellExportResponse:
+        record = await self._registry.get(request.cell)
+        return status_pb2.GetCellExportResponse(cell_export=messages.cell_export(record))
+
+    async def _start(
+        self, request: status_pb2.StartCellExportRequest, call: Call
+    ) -> status_pb2.StartCellExportResponse:
+        name = request.name if request.HasField("name") else None
+        record = await self._registry.start(request.cell, name, call.request_key)
+        _log.info("export accepted", extra={"cell": request.cell, "request_key": call.request_key})
+        return status_pb2.StartCellExportResponse(cell_export=messages.cell_export(record))
+
+
+class ExporterService:
+    """For exporters.
+
+    Args:
+        unit_url: goes into the manifests of snapshots.
+        lease_seconds: how long a lease lives after each report.
+    """
+
+    def __init__(self, registry: Registry, cells: CellDirectory, *, unit_url: str, lease_seconds: float) -> None:
+        self._registry = registry
+        self._cells = cells
+        self._unit_url = unit_url
+        self._lease_seconds = lease_seconds
+
+    @property
+    def methods(self) -> Mapping[str, tuple[Privilege, Method]]:
+        return {
+            "ClaimExport": (Privilege.EXPORT_REPORT, self._claim),
+            "ReportProgress": (Privilege.EXPORT_REPORT, self._report),
+            "FinishExport": (Privilege.EXPORT_REPORT, self._finish),
+        }
+
+    async def _claim(self, request: exporter_pb2.ClaimExportRequest, call: Call) -> exporter_pb2.ClaimExportResponse:
+        wait = min(messages.seconds(request.wait), _LONGEST_WAIT_SECONDS)
+        claim = await self._registry.claim(request.request_id, wait)
+        if claim is None:
+            return exporter_pb2.ClaimExportResponse()
+        _log.info("export claimed", extra={"cell": claim.cell, "request_key": claim.export.request_key})
+        claimed = messages.claimed_export(
+            claim, self._cell(claim.cell), unit_url=self._unit_url, lease_seconds=self._lease_seconds
+        )
+        return exporter_pb2.ClaimExportResponse(claimed_export=claimed)
+
+    async def _report(
+        self, request: exporter_pb2.ReportProgressRequest, call: Call
+    ) -> exporter_pb2.ReportProgressResponse:
+        progress = messages.progress(request.progress)
+        await self._registry.report(request.cell, messages.proof(request.lease), request.sequence, progress)
+        return exporter_pb2.ReportProgressResponse()
+
+    async def _finish(self, request: exporter_pb2.FinishExportRequest, call: Call) -> exporter_pb2.FinishExportResponse:
+        result, reason = _ending(request)
+        record = await self._registry.finish(request.cell, messages.proof(request.lease), result, reason)
+        _log.info("export finished", extra={"cell": request.cell, "result": result, "reason": reason})
+        return exporter_pb2.FinishExportResponse(cell_export=messages.cell_export(record))
+
+    def _cell(self, name: str) -> Cell:
+        """The cell of a claim. One that has gone meanwhile is the exporter's to find out."""
+        try:
+            return self._cells.find(name)
+        except Refused:
+            return Cell(name=name, owner="")
+
+
+def _ending(request: exporter_pb2.FinishExportRequest) -> tuple[Result, Reason | None]:
+    result = messages.result(request.result)
+    # A reason that a newer exporter knows and this server doesn't is still a failure.
+    reason = messages.reason(request.reason) or (Reason.INTERNAL if request.reason else None)
+    if result is None:
+        raise Refused(Refusal.OUTCOME_INVALID)
+    return result, reason

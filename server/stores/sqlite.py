@@ -1,0 +1,158 @@
+"""The embedded store: one SQLite file, owned by one server.
+
+All statements run on one thread of their own, so the event loop never waits for a disk. Since nobody else may write to
+the file, reads of cells that were seen lately are answered from memory, after each write has been made durable.
+"""
+
+import asyncio
+import functools
+import os
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from server.errors import Refusal, Refused
+from server.model import CellRecord
+from server.stores import sqlite_file, sqlite_rows
+from server.stores.sqlite_file import StoreError
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_REMEMBERED_CELLS = 20_000
+# With these nothing was written, so what is remembered is still true.
+_NOT_WRITTEN = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
+
+
+class SqliteStore:
+    """The port `Store` on one file. Open it with `SqliteStore.open`."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, lock: int, executor: ThreadPoolExecutor) -> None:
+        self._path = path
+        self._connection = connection
+        self._lock = lock
+        self._executor = executor
+        self._identity = sqlite_file.identity(path)
+        self._trusted = False
+        self._memory: OrderedDict[str, CellRecord] = OrderedDict()
+        self._underway: dict[str, CellRecord] = {}
+        self._writes: set[asyncio.Task[bool]] = set()
+
+    @classmethod
+    async def open(cls, path: Path) -> "SqliteStore":
+        """Open the file, or make it.
+
+        Raises:
+            StoreError: if another server owns the file, or it can't be used.
+        """
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
+        loop = asyncio.get_running_loop()
+        try:
+            lock, connection = await loop.run_in_executor(executor, sqlite_file.open_file, path)
+            store = cls(path, connection, lock, executor)
+            await store.check()
+        except (OSError, sqlite3.Error, Refused) as error:
+            executor.shutdown()
+            raise StoreError(f"{path} can't be used as the store: {error}.") from error
+        return store
+
+    async def read(self, cell: str) -> CellRecord:
+        self._require_trust()
+        known = self._known(cell)
+        if known is not None:
+            return known
+        return self._remember(await self._run(sqlite_rows.select, self._connection, cell))
+
+    async def replace(self, record: CellRecord) -> bool:
+        self._require_trust()
+        # Shielded: what is written must be remembered, even where the caller has gone away meanwhile.
+        write = asyncio.ensure_future(self._replace(record))
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+        return await asyncio.shield(write)
+
+    async def underway(self) -> Sequence[CellRecord]:
+        self._require_trust()
+        return sorted(self._underway.values(), key=_accepted)
+
+    async def check(self) -> None:
+        try:
+            await self._run(sqlite_file.check, self._connection, self._path, self._identity)
+            if not self._trusted:
+                await self._recall()
+        except Refused:
+            self._trusted = False
+            raise
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._writes, return_exceptions=True)
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._connection.close)
+        self._executor.shutdown()
+        os.close(self._lock)
+
+    async def _replace(self, record: CellRecord) -> bool:
+        written = await self._run(sqlite_rows.replace_record, self._connection, record)
+        if written:
+            self._remember(record)
+        return written
+
+    async def _recall(self) -> None:
+        """Fill the memory from the file."""
+        underway = await self._run(sqlite_rows.select_underway, self._connection)
+        self._memory.clear()
+        self._underway = {record.cell: record for record in underway}
+        self._trusted = True
+
+    def _require_trust(self) -> None:
+        if not self._trusted:
+            raise Refused(Refusal.STORE_UNAVAILABLE)
+
+    def _known(self, cell: str) -> CellRecord | None:
+        return self._underway.get(cell) or self._memory.get(cell)
+
+    def _remember(self, record: CellRecord) -> CellRecord:
+        """Remember a record, unless a newer one is known. Returns the newer."""
+        known = self._known(record.cell)
+        if known is not None and known.revision >= record.revision:
+            return known
+        self._underway.pop(record.cell, None)
+        self._memory.pop(record.cell, None)
+        if record.export is not None:
+            self._underway[record.cell] = record
+            return record
+        self._memory[record.cell] = record
+        if len(self._memory) > _REMEMBERED_CELLS:
+            self._memory.popitem(last=False)
+        return record
+
+    async def _run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        call = functools.partial(function, *args, **kwargs)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        except ValueError as error:
+            raise Refused(Refusal.DATA_DAMAGED) from error
+        except sqlite3.Error as error:
+            code = _primary_code(error)
+            if code not in _NOT_WRITTEN:
+                # Whether it was written is not known: nothing that is remembered counts until the file has been asked.
+                self._trusted = False
+            raise Refused(_refusal(code)) from error
+
+
+def _accepted(record: CellRecord) -> tuple[int, str]:
+    return (record.export.accepted_at if record.export else 0, record.cell)
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+
+
+def _refusal(code: int) -> Refusal:
+    if code == sqlite3.SQLITE_FULL:
+        return Refusal.NO_SPACE
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return Refusal.DATA_DAMAGED
+    return Refusal.STORE_UNAVAILABLE

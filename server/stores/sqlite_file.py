@@ -1,0 +1,147 @@
+"""The SQLite file itself: made, opened, locked against a second server, and looked at again while it is used."""
+
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+
+from server.errors import Refusal, Refused
+
+APPLICATION_ID = 0x43454C58
+SCHEMA_VERSION = 1
+
+_MAGIC = b"SQLite format 3\x00"
+_BUSY_SECONDS = 0.5
+
+_SCHEMA = f"""
+CREATE TABLE cell (
+    cell TEXT PRIMARY KEY,
+    revision INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    epoch INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE export (
+    cell TEXT PRIMARY KEY REFERENCES cell,
+    export_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    request_key TEXT NOT NULL,
+    accepted_at INTEGER NOT NULL,
+    phase TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    request_id TEXT NOT NULL,
+    token_hash TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    percent INTEGER NOT NULL,
+    work_done INTEGER NOT NULL,
+    work_total INTEGER NOT NULL,
+    entries_done INTEGER NOT NULL,
+    entries_total INTEGER NOT NULL,
+    bytes_done INTEGER NOT NULL,
+    bytes_total INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE outcome (
+    cell TEXT PRIMARY KEY REFERENCES cell,
+    export_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    token_hash TEXT NOT NULL,
+    result TEXT NOT NULL,
+    reason TEXT,
+    ended_at INTEGER NOT NULL
+) WITHOUT ROWID;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+
+
+class StoreError(Exception):
+    """Raised when the store can't be opened. Its text says what is wrong and what to do."""
+
+
+def open_file(path: Path) -> tuple[int, sqlite3.Connection]:
+    """Lock the file for this server, make it if it is missing, and open it. Returns the lock's descriptor as well.
+
+    Raises:
+        StoreError: if another server owns the file, or it is not a store that this version can use.
+        OSError, sqlite3.Error: if it can't be read or written.
+    """
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"{path} belongs to a server that is running: one server owns the file. "
+                "Stop that one, or give this one a unit directory of its own."
+            ) from error
+        if not path.exists():
+            _create(path)
+        return lock, _connect(path)
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+def _create(path: Path) -> None:
+    """Make the file under another name first, so that a crash never leaves an empty one that looks like a store."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    connection = sqlite3.connect(fresh, isolation_level=None)
+    try:
+        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+    finally:
+        connection.close()
+    # A log left behind by a database that is gone would be taken for this one's.
+    for ending in ("-wal", "-shm"):
+        path.with_name(path.name + ending).unlink(missing_ok=True)
+    fresh.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    _require_magic(path)
+    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION_ID:
+        raise StoreError(f"{path} is the database of another program. Name another file in CELLEXPORT_STORE.")
+    if version > SCHEMA_VERSION:
+        raise StoreError(f"{path} was written by a newer version of cellexport. Start that version.")
+    connection.execute("PRAGMA journal_mode = WAL")
+    # What was acknowledged survives a power cut too.
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("BEGIN IMMEDIATE").execute("COMMIT")
+    return connection
+
+
+def _require_magic(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise StoreError(f"{path} is damaged: it is no SQLite database. Restore it, or remove it to begin anew.")
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What tells this file from another that is put in its place."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def check(connection: sqlite3.Connection, path: Path, opened: tuple[int, int]) -> None:
+    """Look whether the file is still the one that was opened.
+
+    Raises:
+        Refused: STORE_UNAVAILABLE
+    """
+    try:
+        _require_magic(path)
+        same = identity(path) == opened
+    except (OSError, StoreError):
+        same = False
+    if not same:
+        raise Refused(Refusal.STORE_UNAVAILABLE)
+    connection.execute("SELECT count(*) FROM export").fetchone()

@@ -1,0 +1,90 @@
+"""The composition root: what the server is made of, built in reading order and closed in reverse."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import grpc
+
+from cellexport.v1 import cell_export_pb2, exporter_pb2
+from server.auth import Judge
+from server.auth.master import MasterToken
+from server.cells import CellDirectory
+from server.config import Settings
+from server.exporter.area import SnapshotArea
+from server.guard import Guard
+from server.leases import LeaseWatch
+from server.registry import Registry
+from server.servicer import CellExportService, ExporterService
+from server.stores.sqlite import SqliteStore
+
+# How long calls that are being served may take to end.
+_GRACE_SECONDS = 4.0
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    # A second server on the same port must fail, not share it.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 1024 * 1024),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
+)
+
+
+class ListenError(Exception):
+    """Raised when the server can't listen where it should. Its text says where."""
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[str]:
+    """Serve as long as the context is open. Its value is the address that calls reach.
+
+    Raises:
+        StoreError: if the store can't be used.
+        ListenError: if the address can't be listened on.
+    """
+    store = await SqliteStore.open(settings.store)
+    try:
+        cells = CellDirectory(settings.unit_dir / "cells")
+        registry = Registry(store=store, snapshots=SnapshotArea(settings.unit_dir / "snapshots"))
+        kinds = [MasterToken(settings.master_token)] if settings.master_token else []
+        guard = Guard(judge=Judge(kinds), cells=cells)
+        watch = LeaseWatch(
+            store=store,
+            registry=registry,
+            lease_seconds=settings.lease_seconds,
+            queue_seconds=settings.queue_seconds,
+        )
+        server = grpc.aio.server(options=_OPTIONS)
+        cell_exports = CellExportService(registry)
+        exporters = ExporterService(registry, cells, unit_url=settings.unit_url, lease_seconds=settings.lease_seconds)
+        server.add_generic_rpc_handlers(
+            (
+                guard.handlers(cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"], cell_exports.methods),
+                guard.handlers(exporter_pb2.DESCRIPTOR.services_by_name["ExporterService"], exporters.methods),
+            )
+        )
+        address = _listen(server, settings)
+        await server.start()
+        watching = asyncio.create_task(watch.run())
+        try:
+            yield address
+        finally:
+            registry.close()
+            await server.stop(_GRACE_SECONDS)
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+    finally:
+        await store.close()
+
+
+def _listen(server: grpc.aio.Server, settings: Settings) -> str:
+    address = settings.listen
+    try:
+        port = server.add_insecure_port(str(address))
+    except RuntimeError as error:
+        raise ListenError(
+            f"CELLEXPORT_GRPC_LISTEN: {address} can't be listened on. "
+            "Another program may be using it: stop that one, or name another address."
+        ) from error
+    return str(address) if address.path else str(type(address)(address.host, port))
