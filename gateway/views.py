@@ -28,6 +28,7 @@ def register(app: Flask, settings: Settings, upstream: Upstream) -> None:
     """Put the facade's routes and handlers on an application."""
     views = _Views(settings, upstream)
     app.before_request(views.take_request_key)
+    app.before_request(views.refuse_double_slash)
     app.after_request(views.add_headers)
     rules = ("/<cell>/__export", "/<cell>/__export/")
     for rule in rules:
@@ -67,6 +68,11 @@ class _Views:
         g.request_key = key if request_key.is_valid(key) else request_key.generate()
         if key and key != g.request_key:
             raise ApiError(errors.REQUEST_KEY_INVALID)
+
+    def refuse_double_slash(self) -> None:
+        # The router takes several slashes at the beginning for one.
+        if request.environ.get("PATH_INFO", "").startswith("//"):
+            raise ApiError(errors.URI_UNKNOWN)
 
     def add_headers(self, response: Response) -> Response:
         response.headers["Access-Control-Allow-Origin"] = "*"

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellexport.settings import Address, Environment, Secret, SettingError
 from honcho.manager import Manager
+
+from cellexport.settings import Address, Environment, SettingError
 
 _CELL = "demo"
 _ENOUGH_BYTES = 300 * 1024 * 1024
@@ -32,7 +33,7 @@ class _Plan:
     http: Address
     grpc: Address
     cell: str
-    # How a shell gets at the token.
+    # The token that was made here, or how a shell gets at the user's own.
     token: str
 
 
@@ -70,10 +71,10 @@ def _plan(variables: Mapping[str, str]) -> _Plan:
     if master is None:
         file = _make_token(unit)
         chosen["CELLEXPORT_MASTER_TOKEN_FILE"] = str(file)
-        token = f"$(cat {_shown(file)})"
+        token = file.read_text().strip()
     else:
         given = "CELLEXPORT_MASTER_TOKEN"
-        token = f"${given}" if variables.get(given) else f"$(cat {_shown(Path(variables[f'{given}_FILE']))})"
+        token = f"${given}" if variables.get(given) else f"$(cat {Path(variables[f'{given}_FILE']).absolute()})"
     return _Plan(chosen, http, grpc, cell, token)
 
 
@@ -135,26 +136,25 @@ def _make_token(unit: Path) -> Path:
     return file
 
 
-def _shown(path: Path) -> str:
-    """A path as short as it can be said from here."""
-    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)
-
-
 def _instructions(plan: _Plan) -> str:
     url = f"http://{plan.http}/{plan.cell}/__export"
     header = f'-H "Authorization: Bearer {plan.token}"'
-    grpc = f"{plan.grpc}"
-    buf = _shown(Path(sys.executable).parent / "buf")
+    buf = Path(sys.executable).parent / "buf"
+    snapshots = Path(plan.variables["CELLEXPORT_UNIT_DIR"]) / "snapshots"
     return f"""
+URL    {url}
+Token  {plan.token}
+
 Paste into another terminal:
 
   start an export     curl -i -X POST {header} {url}
   ask its status      curl -i {header} {url}
   watch it            while sleep 1; do curl -s {header} {url}; echo; done
-  the same by gRPC    {buf} curl --schema proto --protocol grpc --http2-prior-knowledge {header} \\
-                        -d '{{"cell":"{plan.cell}"}}' http://{grpc}/cellexport.v1.CellExportService/GetCellExport
+  the same by gRPC    {buf} curl --schema {Path("proto").absolute()} \\
+                        --protocol grpc --http2-prior-knowledge {header} \\
+                        -d '{{"cell":"{plan.cell}"}}' http://{plan.grpc}/cellexport.v1.CellExportService/GetCellExport
 
-Snapshots appear in {_shown(Path(plan.variables["CELLEXPORT_UNIT_DIR"]))}/snapshots. Ctrl-C stops everything.
+Snapshots appear in {snapshots}. Ctrl-C stops everything.
 """
 
 

@@ -1,0 +1,204 @@
+"""One program after the other is killed in the middle of an export, and started again."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import snapshots
+from unit import Unit, eventually, needs
+
+from cellexport.v1.cell_export_pb2 import CellExport, Outcome
+
+# Longer than any of these tests takes to look at it.
+LARGE = 1024**3
+
+
+@pytest.fixture
+def busy_unit(unit: Unit) -> Unit:
+    """A unit in the middle of an export `busy`: server, gateway and exporter run, in this order."""
+    with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
+        large.truncate(LARGE)
+    unit.start_server()
+    unit.start_gateway()
+    unit.start_exporter()
+    unit.begin("busy")
+    eventually(lambda: unit.get().exportation.progress_percent >= 3)
+    return unit
+
+
+@contextmanager
+def watching(unit: Unit) -> Iterator[list[tuple[float, int, str]]]:
+    """Ask the gateway again and again meanwhile; what was answered: when, the HTTP status, the document's status."""
+    answers: list[tuple[float, int, str]] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                answer = unit.http()
+                answers.append(
+                    (time.monotonic(), answer.status, answer.json().get("status", answer.json().get("code")))
+                )
+            except OSError:
+                answers.append((time.monotonic(), 0, "nothing"))
+            over.wait(0.05)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        over.set()
+        thread.join()
+
+
+def files(unit: Unit) -> list[str]:
+    return sorted(path.name for path in (unit.snapshots / "demo").iterdir())
+
+
+def wait_for_the_end(unit: Unit) -> CellExport:
+    status = unit.wait_until_ready(within=50)
+    if status.last_outcome.result == Outcome.RESULT_SUCCEEDED:
+        assert files(unit) == ["busy.zip"]
+    return status
+
+
+def test_a_killed_server_loses_nothing_and_the_export_goes_on(busy_unit: Unit) -> None:
+    server = busy_unit.programs[0]
+    with watching(busy_unit) as answers:
+        before = busy_unit.get()
+        server.kill()
+        eventually(lambda: any(status == 503 for _, status, _ in answers))
+        busy_unit.start_server()
+        after = busy_unit.get()
+        eventually(lambda: answers[-1][1] == 200)
+        assert after.exportation.start_time == before.exportation.start_time
+        assert after.exportation.progress_percent >= before.exportation.progress_percent
+        assert wait_for_the_end(busy_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
+        done = time.monotonic()
+    early = [answer for when, _, answer in answers if when < done - 1]
+    assert set(early) <= {"exportation in progress", "PR503-SV-0002"}
+    snapshots.read(busy_unit.snapshots / "demo" / "busy.zip")
+
+
+def test_a_killed_exporter_ends_its_export_within_the_lease(busy_unit: Unit) -> None:
+    exporter = busy_unit.programs[2]
+    exporter.kill()
+    killed = time.monotonic()
+    assert busy_unit.status()["status"] == "exportation in progress"
+    status = busy_unit.wait_until_ready()
+    assert time.monotonic() - killed < busy_unit.lease_seconds + 1
+    assert (status.last_outcome.result, status.last_outcome.reason) == (
+        Outcome.RESULT_INTERRUPTED,
+        Outcome.REASON_LEASE_EXPIRED,
+    )
+    assert files(busy_unit) == ["busy.error"]
+    (busy_unit.directory / "cells" / "demo" / "webdav" / "large").unlink()
+    busy_unit.start_exporter()
+    busy_unit.begin("busy")
+    assert wait_for_the_end(busy_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
+
+
+def test_a_killed_gateway_is_missed_by_nobody_else(busy_unit: Unit) -> None:
+    gateway = busy_unit.programs[1]
+    gateway.kill()
+    eventually(lambda: not _answers(busy_unit))
+    before = busy_unit.get().exportation.progress_percent
+    busy_unit.start_gateway()
+    assert busy_unit.status()["status"] == "exportation in progress"
+    assert busy_unit.get().exportation.progress_percent >= before
+
+
+def test_an_exporter_that_was_paused_past_its_lease_publishes_nothing(busy_unit: Unit) -> None:
+    exporter = busy_unit.programs[2]
+    exporter.signal(signal.SIGSTOP)
+    assert busy_unit.wait_until_ready().last_outcome.reason == Outcome.REASON_LEASE_EXPIRED
+    exporter.signal(signal.SIGCONT)
+    exporter.wait_for_log("export given up: it is not ours any more")
+    assert files(busy_unit) == ["busy.error"]
+    (busy_unit.directory / "cells" / "demo" / "webdav" / "large").unlink()
+    busy_unit.begin("busy")
+    assert wait_for_the_end(busy_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
+
+
+def test_a_paused_server_costs_no_living_exporter_its_lease(busy_unit: Unit) -> None:
+    server = busy_unit.programs[0]
+    assert busy_unit.http().status == 200
+    server.signal(signal.SIGSTOP)
+    begun = time.monotonic()
+    answer = busy_unit.http()
+    assert (answer.status, answer.code) == (504, "PR504-SV-0001")
+    assert time.monotonic() - begun < 3
+    threading.Event().wait(busy_unit.lease_seconds)
+    server.signal(signal.SIGCONT)
+    assert busy_unit.get().state == CellExport.STATE_EXPORTING
+    assert wait_for_the_end(busy_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
+
+
+def test_an_exporter_publishes_only_after_the_server_was_heard(unit: Unit) -> None:
+    with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
+        large.truncate(200 * 1024**2)
+    server = unit.start_server()
+    exporter = unit.start_exporter()
+    unit.begin("late")
+    eventually(lambda: unit.get().exportation.progress_percent > 0)
+    server.kill()
+    part = next((unit.snapshots / "demo").glob("*.part"))
+    eventually(lambda: _is_written(part))
+    assert files(unit) == [part.name]
+    unit.start_server()
+    unit.wait_until_ready(within=unit.lease_seconds + 5)
+    assert files(unit) == ["late.zip"]
+    assert exporter.process.poll() is None
+
+
+@needs("strace")
+def test_an_export_published_by_an_exporter_that_died_before_saying_so_has_succeeded(unit: Unit) -> None:
+    unit.start_server()
+    # The first fsync is the part's; the second is the directory's, after the zip was given its name.
+    inject = "inject=fsync:signal=SIGKILL:when=2"
+    exporter = unit.start_exporter("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "-e", inject)
+    unit.begin("told")
+    exporter.process.wait(20)
+    status = unit.wait_until_ready(within=unit.lease_seconds + 2)
+    assert status.last_outcome.result == Outcome.RESULT_SUCCEEDED
+    assert files(unit) == ["told.zip"]
+    snapshots.read(unit.snapshots / "demo" / "told.zip")
+
+
+def test_parts_of_the_dead_are_swept_and_those_of_the_living_are_not(busy_unit: Unit) -> None:
+    dead = busy_unit.snapshots / "demo" / "old.0123456789abcdef.1.part"
+    dead.write_bytes(b"left behind")
+    other = busy_unit.snapshots / "demo" / "other.txt"
+    other.write_bytes(b"not ours")
+    busy_unit.start_exporter()
+    assert not dead.exists()
+    assert other.exists()
+    assert len(list(other.parent.glob("busy.*.part"))) == 1
+
+
+def test_a_gateway_that_starts_first_finds_the_server_when_it_comes(unit: Unit) -> None:
+    unit.start_gateway()
+    answer = unit.http()
+    assert (answer.status, answer.code) == (503, "PR503-SV-0002")
+    assert answer.headers["retry-after"] == "1"
+    unit.start_server()
+    eventually(lambda: unit.http().status == 200, within=2)
+
+
+def _answers(unit: Unit) -> bool:
+    try:
+        unit.http()
+    except OSError:
+        return False
+    return True
+
+
+def _is_written(part: Path) -> bool:
+    """Whether the end of a zip is there."""
+    with part.open("rb") as file:
+        return b"PK\x05\x06" in file.read()[-1024:]

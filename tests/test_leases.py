@@ -1,0 +1,244 @@
+"""What an exporter may and may not do with its lease, over the real service."""
+
+import threading
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from unit import OWNER, UNIT_URL, HandExporter, Unit, answered, eventually
+
+from cellexport import client
+from cellexport.v1.cell_export_pb2 import CellExport, Outcome
+from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest
+
+
+@pytest.fixture
+def exporter(unit: Unit) -> Iterator[HandExporter]:
+    unit.start_server()
+    with unit.channel() as channel:
+        yield HandExporter(channel)
+
+
+def refused(error: pytest.ExceptionInfo[grpc.RpcError]) -> tuple[str, str]:
+    info = client.error_info(error.value)
+    assert info is not None
+    assert info.domain == "cellexport"
+    assert info.metadata["personium_code"]
+    return error.value.code().name, info.reason
+
+
+def test_a_claim_says_all_that_an_exporter_needs(unit: Unit, exporter: HandExporter) -> None:
+    started = unit.begin("first")
+    claimed = exporter.must_claim()
+    assert (claimed.cell, claimed.name) == ("demo", "first")
+    assert (claimed.owner, claimed.unit_url) == (OWNER, UNIT_URL)
+    assert claimed.start_time == started.exportation.start_time
+    assert claimed.lease_duration.seconds == unit.lease_seconds
+    assert claimed.request_key
+
+
+def test_a_waiting_claim_is_given_an_export_as_soon_as_it_is_accepted(unit: Unit, exporter: HandExporter) -> None:
+    claims: list[ClaimedExport | None] = []
+    waiting = threading.Thread(target=lambda: claims.append(exporter.claim(wait=20)))
+    waiting.start()
+    unit.begin()
+    waiting.join(10)
+    assert claims
+    assert claims[0] is not None
+
+
+def test_exports_are_given_in_the_order_of_their_acceptance_and_each_once(unit: Unit, exporter: HandExporter) -> None:
+    for cell in ("zebra", "ant", "mule"):
+        unit.add_cell(cell)
+        unit.begin(cell=cell)
+    assert [exporter.must_claim().cell for _ in range(3)] == ["zebra", "ant", "mule"]
+    assert exporter.claim(wait=0) is None
+
+
+def test_a_claim_repeated_after_a_lost_answer_gives_the_same_export(unit: Unit, exporter: HandExporter) -> None:
+    unit.begin()
+    lost = exporter.claim(request_id="0123456789abcdef")
+    again = exporter.claim(request_id="0123456789abcdef")
+    assert lost is not None
+    assert again is not None
+    assert (again.lease.export_id, again.lease.epoch) == (lost.lease.export_id, lost.lease.epoch)
+    exporter.report(again, 1, 1)
+
+
+def test_a_claim_whose_caller_has_gone_is_given_to_the_next(unit: Unit, exporter: HandExporter) -> None:
+    request = ClaimExportRequest(request_id="0123456789abcdef", wait=Duration(seconds=30))
+    waiting = exporter.stub.ClaimExport.future(request, metadata=exporter.metadata, timeout=30)
+    assert exporter.claim(wait=0) is None
+    waiting.cancel()
+    unit.begin()
+    assert exporter.claim() is not None
+
+
+def test_progress_is_whole_percent_never_falls_and_is_at_most_99(unit: Unit, exporter: HandExporter) -> None:
+    unit.begin()
+    claimed = exporter.must_claim()
+    seen = []
+    reports = [(1, 0, 0), (2, 1, 3), (3, 999, 1000), (4, 1, 2), (5, 5, 1000), (6, 7, 7)]
+    for sequence, done, total in reports:
+        exporter.report(claimed, sequence, done, total)
+        seen.append(unit.get().exportation.progress_percent)
+    assert seen == [0, 33, 99, 99, 99, 99]
+
+
+def test_an_old_report_changes_nothing(unit: Unit, exporter: HandExporter) -> None:
+    unit.begin()
+    claimed = exporter.must_claim()
+    exporter.report(claimed, 5, 50)
+    before = unit.get()
+    exporter.report(claimed, 5, 60)
+    exporter.report(claimed, 4, 70)
+    assert unit.get() == before
+
+
+@pytest.mark.parametrize(
+    ("sequence", "done", "total"), [(0, 1, 2), (-1, 1, 2), (1, -1, 2), (1, 3, 2), (1, 1, -1), (1, 1, 2**61)]
+)
+def test_a_report_that_cannot_be_true_is_refused_and_changes_nothing(
+    unit: Unit, exporter: HandExporter, sequence: int, done: int, total: int
+) -> None:
+    unit.begin()
+    claimed = exporter.must_claim()
+    before = unit.get()
+    with pytest.raises(grpc.RpcError) as error:
+        exporter.report(claimed, sequence, done, total)
+    assert refused(error) == ("INVALID_ARGUMENT", "PROGRESS_INVALID")
+    assert unit.get() == before
+
+
+def test_only_the_lease_that_was_given_counts(unit: Unit, exporter: HandExporter) -> None:
+    unit.begin()
+    unit.add_cell("other")
+    claimed = exporter.must_claim()
+    before = unit.get()
+
+    def refusal(cell: str = "demo", **changed: str | int) -> tuple[str, str]:
+        forged = ClaimedExport(cell=cell)
+        forged.lease.CopyFrom(claimed.lease)
+        for field, value in changed.items():
+            setattr(forged.lease, field, value)
+        with pytest.raises(grpc.RpcError) as error:
+            exporter.report(forged, 1, 50)
+        return refused(error)
+
+    assert refusal(token="guessed") == ("PERMISSION_DENIED", "LEASE_NOT_HELD")
+    assert refusal(epoch=claimed.lease.epoch + 1) == ("ABORTED", "LEASE_LOST")
+    assert refusal(export_id="another") == ("NOT_FOUND", "EXPORT_NOT_FOUND")
+    assert refusal(cell="other") == ("NOT_FOUND", "EXPORT_NOT_FOUND")
+    assert refusal(cell="unknown") == ("NOT_FOUND", "CELL_NOT_FOUND")
+    assert unit.get() == before
+
+
+def test_without_the_units_token_nobody_claims(unit: Unit, exporter: HandExporter) -> None:
+    unit.begin()
+    with unit.channel() as channel, pytest.raises(grpc.RpcError) as error:
+        HandExporter(channel, token="guessed").claim()
+    assert refused(error) == ("UNAUTHENTICATED", "TOKEN_INVALID")
+
+
+def test_an_end_may_be_told_twice_but_not_changed(unit: Unit, exporter: HandExporter) -> None:
+    unit.begin("one")
+    claimed = exporter.must_claim()
+    ended = exporter.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_NO_SPACE)
+    assert (ended.state, ended.last_outcome.reason) == (CellExport.STATE_READY, Outcome.REASON_NO_SPACE)
+    assert exporter.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_NO_SPACE) == ended
+    with pytest.raises(grpc.RpcError) as error:
+        exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
+    assert refused(error) == ("ABORTED", "LEASE_LOST")
+    with pytest.raises(grpc.RpcError) as error:
+        exporter.report(claimed, 9, 1)
+    assert refused(error) == ("ABORTED", "LEASE_LOST")
+    assert unit.get() == ended
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (Outcome.RESULT_UNSPECIFIED, Outcome.REASON_UNSPECIFIED),
+        (Outcome.RESULT_SUCCEEDED, Outcome.REASON_INTERNAL),
+        (Outcome.RESULT_FAILED, Outcome.REASON_UNSPECIFIED),
+        (Outcome.RESULT_FAILED, Outcome.REASON_SHUTDOWN),
+        (Outcome.RESULT_INTERRUPTED, Outcome.REASON_NO_SPACE),
+    ],
+)
+def test_a_result_and_a_reason_must_go_together(
+    unit: Unit,
+    exporter: HandExporter,
+    result: Outcome.Result.ValueType,
+    reason: Outcome.Reason.ValueType,
+) -> None:
+    unit.begin()
+    claimed = exporter.must_claim()
+    with pytest.raises(grpc.RpcError) as error:
+        exporter.finish(claimed, result, reason)
+    assert refused(error) == ("INVALID_ARGUMENT", "OUTCOME_INVALID")
+    assert unit.get().state == CellExport.STATE_EXPORTING
+
+
+def test_an_exporter_that_is_silent_for_its_lease_has_lost_it(unit: Unit, exporter: HandExporter) -> None:
+    unit.begin("silent")
+    claimed = exporter.must_claim()
+    exporter.report(claimed, 1, 40)
+    status = unit.wait_until_ready(within=unit.lease_seconds + 1.5)
+    assert (status.last_outcome.result, status.last_outcome.reason) == (
+        Outcome.RESULT_INTERRUPTED,
+        Outcome.REASON_LEASE_EXPIRED,
+    )
+    note = (unit.snapshots / "demo" / "silent.error").read_text()
+    assert note == (
+        '{"code":"PR500-CX-0001","message":{"lang":"en","value":"Cell export was interrupted. [LEASE_EXPIRED]"}}'
+    )
+    with pytest.raises(grpc.RpcError) as error:
+        exporter.report(claimed, 2, 50)
+    assert refused(error) == ("ABORTED", "LEASE_LOST")
+    assert unit.get() == status
+    unit.begin("silent")
+    assert exporter.must_claim().lease.epoch == claimed.lease.epoch + 1
+
+
+def test_reports_keep_a_lease_alive_though_nothing_moves(unit: Unit, exporter: HandExporter) -> None:
+    unit.begin()
+    claimed = exporter.must_claim()
+    pause = threading.Event()
+    for sequence in range(1, 10):
+        exporter.report(claimed, sequence, 40)
+        pause.wait(unit.lease_seconds / 4)
+    assert unit.get().exportation.progress_percent == 40
+
+
+def test_an_export_that_no_exporter_takes_is_interrupted(unit: Unit) -> None:
+    unit.start_server(CELLEXPORT_QUEUE_SECONDS="1")
+    unit.begin("alone")
+    status = unit.wait_until_ready(within=3)
+    assert status.last_outcome.reason == Outcome.REASON_QUEUE_TIMEOUT
+    assert b"QUEUE_TIMEOUT" in (unit.snapshots / "demo" / "alone.error").read_bytes()
+
+
+def test_a_queued_export_survives_the_death_of_the_server(unit: Unit) -> None:
+    server = unit.start_server()
+    started = unit.begin("kept")
+    server.kill()
+    unit.start_server()
+    assert unit.get() == started
+    with unit.channel() as channel:
+        assert HandExporter(channel).must_claim().name == "kept"
+
+
+def test_acknowledged_progress_survives_the_death_of_the_server_and_the_lease_begins_anew(
+    unit: Unit, exporter: HandExporter
+) -> None:
+    unit.begin()
+    claimed = exporter.must_claim()
+    exporter.report(claimed, 1, 64)
+    told = unit.get()
+    unit.programs[0].kill()
+    unit.start_server()
+    assert unit.get() == told
+
+    eventually(lambda: answered(exporter.report, claimed, 2, 65), within=unit.lease_seconds)
+    assert unit.get().exportation.progress_percent == 65

@@ -1,0 +1,220 @@
+"""The status over both doors, as a caller sees it."""
+
+import re
+import secrets
+import threading
+
+import pytest
+from unit import TOKEN, UNIT_URL, HandExporter, Unit
+
+from cellexport import client
+from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, Outcome
+from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+
+STANDARD_HEADERS = {
+    "access-control-allow-origin": "*",
+    "access-control-expose-headers": "X-Personium-Version, X-Personium-RequestKey, WWW-Authenticate, Location, "
+    "Retry-After, ETag, Preference-Applied",
+    "x-personium-version": "1.8.3",
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+def error_body(code: str, message: str) -> bytes:
+    return f'{{"code":"{code}","message":{{"lang":"en","value":"{message}"}}}}'.encode()
+
+
+def test_a_cell_that_is_not_exported_is_ready(shared_unit: Unit) -> None:
+    answer = shared_unit.http()
+    assert (answer.status, answer.body) == (200, b'{"status":"ready"}')
+    assert answer.headers["content-type"] == "application/json"
+    status = shared_unit.get()
+    assert status == CellExport(cell="demo", state=CellExport.STATE_READY)
+
+
+def test_an_export_is_in_progress_from_its_acceptance_to_its_end_byte_for_byte(unit: Unit) -> None:
+    unit.start_server()
+    unit.start_gateway()
+    answer = unit.http("POST", body=b'{"Name": "CellExport_2017_01"}')
+    assert (answer.status, answer.body) == (202, b"")
+    assert answer.headers["location"] == f"{UNIT_URL}demo/__export"
+    body = unit.http().body.decode()
+    started = re.fullmatch(
+        r'\{"status":"exportation in progress","started_at":"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z)",'
+        r'"progress":"0%","exportation_name":"CellExport_2017_01"\}',
+        body,
+    )
+    assert started, body
+    with unit.channel() as channel:
+        exporter = HandExporter(channel)
+        claimed = exporter.must_claim()
+        assert unit.http().body.decode() == body
+        exporter.report(claimed, 1, 8199, 10_000)
+        assert unit.http().body.decode() == body.replace('"0%"', '"81%"')
+        exportation = unit.get().exportation
+        assert (exportation.name, exportation.progress_percent) == ("CellExport_2017_01", 81)
+        assert exportation.start_time.ToJsonString().startswith(started[1][:19])
+        exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
+    assert unit.http().body == b'{"status":"ready"}'
+    outcome = unit.get().last_outcome
+    assert (outcome.result, outcome.name) == (Outcome.RESULT_SUCCEEDED, "CellExport_2017_01")
+
+
+def test_every_answer_has_the_standard_headers(shared_unit: Unit) -> None:
+    answers = [
+        shared_unit.http(),
+        shared_unit.http(token=None),
+        shared_unit.http(path="/other/__export"),
+        shared_unit.http(path="/nothing/here"),
+        shared_unit.http("DELETE"),
+        shared_unit.http("OPTIONS"),
+        shared_unit.http("POST", body=b"no json"),
+        shared_unit.http(headers={"X-Personium-RequestKey": "with blank"}),
+    ]
+    assert [answer.status for answer in answers] == [200, 401, 404, 404, 405, 200, 400, 400]
+    for answer in answers:
+        assert STANDARD_HEADERS.items() <= answer.headers.items()
+        assert re.fullmatch(r"[A-Za-z0-9_-]{4}_[A-Za-z0-9_-]{18}", answer.headers["x-personium-requestkey"])
+
+
+@pytest.mark.parametrize(
+    ("authorization", "code", "message", "challenge"),
+    [
+        (None, "PR401-AU-0001", "Authorization required.", ""),
+        ("Basic eDp5", "PR401-AU-0001", "Authorization required.", ""),
+        ("", "PR401-AU-0003", "Invalid authentication scheme.", ""),
+        ("Digest abc", "PR401-AU-0003", "Invalid authentication scheme.", ""),
+        ("Basic ***", "PR401-AU-0004", "Basic auth format error.", ""),
+        ("Bearer", "PR401-AU-0006", "Token parse error.", ', error="invalid_token"'),
+        ("Bearer  two-blanks", "PR401-AU-0006", "Token parse error.", ', error="invalid_token"'),
+        (f"Bearer {TOKEN}x", "PR401-AU-0006", "Token parse error.", ', error="invalid_token"'),
+        (f"Bearer {'x' * 4097}", "PR401-AU-0006", "Token parse error.", ', error="invalid_token"'),
+        (f"Bearer {TOKEN},Bearer {TOKEN}", "PR401-AU-0006", "Token parse error.", ', error="invalid_token"'),
+    ],
+)
+def test_nobody_else_gets_in(
+    shared_unit: Unit, authorization: str | None, code: str, message: str, challenge: str
+) -> None:
+    answer = shared_unit.http(token=None, headers={} if authorization is None else {"Authorization": authorization})
+    assert (answer.status, answer.body) == (401, error_body(code, message))
+    assert answer.headers["www-authenticate"] == f'Bearer realm="{UNIT_URL}demo/"{challenge}'
+
+
+def test_the_scheme_may_be_in_any_case(shared_unit: Unit) -> None:
+    assert shared_unit.http(token=None, headers={"Authorization": f"bEARER {TOKEN}"}).status == 200
+
+
+def test_who_names_a_unit_user_gives_up_the_units_rights(shared_unit: Unit) -> None:
+    answer = shared_unit.http(headers={"X-Personium-Unit-User": "https://unit1.example/unitadmin/#other"})
+    assert (answer.status, answer.body) == (403, error_body("PR403-AU-0002", "Necessary privilege is lacking."))
+    assert "www-authenticate" not in answer.headers
+
+
+@pytest.mark.parametrize("cell", ["other", "..", "-demo", "demo%0a", "DEMO", "%ff", "a" * 129])
+def test_a_cell_that_is_not_there_is_told_before_missing_credentials(shared_unit: Unit, cell: str) -> None:
+    answer = shared_unit.http(path=f"/{cell}/__export", token=None)
+    assert (answer.status, answer.body) == (404, error_body("PR404-DV-0003", "Cell not found."))
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/demo", "/demo/__exports", "/demo/__export//", "//demo/__export", "/a%2fb/__export"]
+)
+def test_other_paths_are_not_recognized(shared_unit: Unit, path: str) -> None:
+    answer = shared_unit.http(path=path)
+    assert (answer.status, answer.body) == (404, error_body("PR404-MC-0001", "URI is not recognized."))
+
+
+def test_other_methods_are_not_allowed(shared_unit: Unit) -> None:
+    answer = shared_unit.http("PUT")
+    assert (answer.status, answer.body) == (405, error_body("PR405-MC-0001", "Method not allowed."))
+    assert answer.headers["allow"] == "GET, HEAD, POST, OPTIONS"
+
+
+def test_the_request_key_is_taken_and_returned(shared_unit: Unit) -> None:
+    key = secrets.token_hex(64)
+    assert shared_unit.http(headers={"X-Personium-RequestKey": key}).headers["x-personium-requestkey"] == key
+    assert shared_unit.http(headers={"X-Personium-RequestKey": key + "a"}).code == "PR400-EV-0002"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"[]", "PR400-CM-0004"),
+        (b"\xff", "PR400-CM-0004"),
+        (b'{"Name": 1}', "PR400-CM-0002"),
+        (b'{"Name": ""}', "PR400-CM-0002"),
+        (b'{"Name": "a.b"}', "PR400-CM-0002"),
+        (b'{"Name": "a\\n"}', "PR400-CM-0002"),
+        (b'{"Name": "' + b"a" * 193 + b'"}', "PR400-CM-0002"),
+        (b'{"Name": "\\ud800"}', "PR400-CM-0002"),
+        (b" " * (64 * 1024 + 1), "PR413-CM-0001"),
+    ],
+)
+def test_a_start_with_a_bad_body_is_refused_and_changes_nothing(shared_unit: Unit, body: bytes, code: str) -> None:
+    answer = shared_unit.http("POST", body=body)
+    assert (str(answer.status), answer.code) == (code[2:5], code)
+    assert shared_unit.get().revision == 0
+
+
+def test_an_export_under_way_is_told_before_a_snapshot_of_that_name(unit: Unit) -> None:
+    unit.start_server()
+    unit.start_gateway()
+    (unit.snapshots / "demo").mkdir(parents=True)
+    (unit.snapshots / "demo" / "there.zip").write_bytes(b"")
+    exists = unit.http("POST", body=b'{"Name":"there"}')
+    assert (exists.status, exists.body) == (409, error_body("PR409-DV-0002", "File [there.zip] already exists."))
+    assert unit.http("POST").status == 202
+    busy = unit.http("POST", body=b'{"Name":"there"}')
+    text = "Because [cell export] is being executed, writing to cell can not be done."
+    assert (busy.status, busy.body) == (409, error_body("PR409-CM-0002", text))
+
+
+def test_the_default_name_is_the_cells_and_the_time(unit: Unit) -> None:
+    unit.start_server()
+    name = unit.begin().exportation.name
+    assert re.fullmatch(r"demo_\d{8}_\d{6}", name)
+
+
+def test_of_fifty_simultaneous_starts_exactly_one_wins(unit: Unit) -> None:
+    unit.start_server()
+    unit.start_gateway()
+    barrier = threading.Barrier(50)
+    statuses: list[int] = []
+
+    def start() -> None:
+        barrier.wait()
+        statuses.append(unit.http("POST").status)
+
+    threads = [threading.Thread(target=start) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [202] + [409] * 49
+    unit.start_exporter()
+    unit.wait_until_ready()
+    assert len(list((unit.snapshots / "demo").glob("*.zip"))) == 1
+
+
+def test_a_cell_is_found_when_its_access_file_appears_and_lost_when_it_goes(unit: Unit) -> None:
+    unit.start_server()
+    unit.start_gateway()
+    assert unit.http(path="/late/__export").status == 404
+    unit.add_cell("late")
+    assert unit.http(path="/late/__export").status == 200
+    (unit.directory / "cells" / "late" / "cell.toml").write_text("owner = ")
+    damaged = unit.http(path="/late/__export")
+    assert (damaged.status, damaged.code) == (500, "PR500-SV-0002")
+    (unit.directory / "cells" / "late" / "cell.toml").unlink()
+    assert unit.http(path="/late/__export").status == 404
+
+
+def test_a_key_given_over_grpc_comes_back(shared_unit: Unit) -> None:
+    with shared_unit.channel() as channel:
+        metadata = (*client.bearer(TOKEN), ("x-personium-requestkey", "my-key"))
+        _, call = CellExportServiceStub(channel).GetCellExport.with_call(
+            GetCellExportRequest(cell="demo"), metadata=metadata, timeout=5
+        )
+        assert ("x-personium-requestkey", "my-key") in [tuple(entry) for entry in call.trailing_metadata()]

@@ -1,0 +1,296 @@
+"""A unit to test with: its directory, and the programs that run on it."""
+
+import http.client
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from cellexport import client
+from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, Outcome, StartCellExportRequest
+from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from cellexport.v1.exporter_pb2 import (
+    ClaimedExport,
+    ClaimExportRequest,
+    FinishExportRequest,
+    Progress,
+    ReportProgressRequest,
+)
+from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
+
+T = TypeVar("T")
+
+TOKEN = "master-token-for-tests"
+OWNER = "http://localhost:8080/unitadmin/#owner"
+UNIT_URL = "https://unit1.example/"
+ROOT = Path(__file__).parent.parent
+
+
+def eventually(look: Callable[[], T | None], *, within: float = 15.0) -> T:
+    """What `look` returns once that is neither None nor False."""
+    deadline = time.monotonic() + within
+    pause = threading.Event()
+    while True:
+        result = look()
+        if result is not None and result is not False:
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not so within {within} s")
+        pause.wait(0.01)
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    """Skip a test where a program is missing; in CI it has to be there."""
+    missing = shutil.which(program) is None and not os.environ.get("CI")
+    return pytest.mark.skipif(missing, reason=f"{program} is not installed (Debian: apt install {program})")
+
+
+def answered(call: Callable[..., object], *arguments: object) -> bool:
+    """Whether a call went through; any error but that of a server that is away is the test's."""
+    try:
+        call(*arguments)
+    except grpc.RpcError as error:
+        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+            raise
+        return False
+    return True
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Answer:
+    """An HTTP answer. Header names are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        return str(self.json()["code"])
+
+
+@dataclass
+class Program:
+    """A running program, and what it has logged."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_bytes().splitlines() if line.startswith(b"{")]
+
+    def wait_for_log(self, message: str) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            if self.process.poll() is not None:
+                raise AssertionError(f"ended with {self.process.returncode}: {self.log.read_text()}")
+            return next((line for line in self.lines() if line["message"] == message), None)
+
+        return eventually(look)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def terminate(self) -> int:
+        self.process.terminate()
+        return self.process.wait(15)
+
+    def peak_memory(self) -> int:
+        """The most memory that it ever had, in bytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        match = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert match
+        return int(match[1]) * 1024
+
+
+@dataclass
+class Unit:
+    """A unit's directory and programs. Closing it ends them all."""
+
+    directory: Path
+    lease_seconds: float = 2.0
+    programs: list[Program] = field(default_factory=list)
+    grpc_port: int = field(default_factory=free_port)
+    http_port: int = field(default_factory=free_port)
+
+    def __enter__(self) -> "Unit":
+        (self.directory / "cells").mkdir(parents=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for program in self.programs:
+            if program.process.poll() is None:
+                program.signal(signal.SIGCONT)
+                program.process.kill()
+            program.process.wait(10)
+
+    def add_cell(self, name: str, files: Mapping[str, bytes] | None = None) -> Path:
+        """Make a cell, and return the directory of its files."""
+        cell = self.directory / "cells" / name
+        webdav = cell / "webdav"
+        webdav.mkdir(parents=True)
+        for path, content in (files or {}).items():
+            (webdav / path).parent.mkdir(parents=True, exist_ok=True)
+            (webdav / path).write_bytes(content)
+        (cell / "cell.toml").write_text(f'owner = "{OWNER}"\n')
+        return webdav
+
+    @property
+    def snapshots(self) -> Path:
+        return self.directory / "snapshots"
+
+    def variables(self, **more: str) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELLEXPORT_")}
+        return inherited | {
+            "CELLEXPORT_UNIT_DIR": str(self.directory),
+            "CELLEXPORT_UNIT_URL": UNIT_URL,
+            "CELLEXPORT_GRPC_LISTEN": f"127.0.0.1:{self.grpc_port}",
+            "CELLEXPORT_HTTP_LISTEN": f"127.0.0.1:{self.http_port}",
+            "CELLEXPORT_MASTER_TOKEN": TOKEN,
+            "CELLEXPORT_LEASE_SECONDS": str(self.lease_seconds),
+            **more,
+        }
+
+    def start(self, module: str, *before: str, **more: str) -> Program:
+        """Start a program by its module's name, behind other words of a command line if given."""
+        log = self.directory.parent / f"{module}-{secrets.token_hex(4)}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [*before, sys.executable, "-m", module], env=self.variables(**more), stdout=file, stderr=file
+            )
+        program = Program(process, log)
+        self.programs.append(program)
+        return program
+
+    def start_server(self, **more: str) -> Program:
+        server = self.start("server", **more)
+        server.wait_for_log("serving")
+        return server
+
+    def start_gateway(self, **more: str) -> Program:
+        gateway = self.start("gateway", **more)
+        eventually(lambda: _accepts(self.http_port))
+        return gateway
+
+    def start_exporter(self, *before: str, **more: str) -> Program:
+        exporter = self.start("server.exporter", *before, **more)
+        exporter.wait_for_log("waiting for exports")
+        return exporter
+
+    # What callers do.
+
+    def http(
+        self,
+        method: str = "GET",
+        path: str = "/demo/__export",
+        *,
+        token: str | None = TOKEN,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=20)
+        try:
+            credentials = {} if token is None else {"Authorization": f"Bearer {token}"}
+            connection.request(method, path, body, {**credentials, **(headers or {})})
+            response = connection.getresponse()
+            names = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, names, response.read())
+        finally:
+            connection.close()
+
+    def status(self, cell: str = "demo") -> dict[str, str]:
+        answer = self.http(path=f"/{cell}/__export")
+        assert answer.status == 200, answer
+        return dict(answer.json())
+
+    @contextmanager
+    def channel(self) -> Iterator[grpc.Channel]:
+        with client.channel(f"127.0.0.1:{self.grpc_port}") as channel:
+            yield channel
+
+    def get(self, cell: str = "demo", token: str = TOKEN) -> CellExport:
+        with self.channel() as channel:
+            stub, request = CellExportServiceStub(channel), GetCellExportRequest(cell=cell)
+            return stub.GetCellExport(request, metadata=client.bearer(token), timeout=10).cell_export
+
+    def begin(self, name: str | None = None, cell: str = "demo") -> CellExport:
+        """Start an export."""
+        with self.channel() as channel:
+            request = StartCellExportRequest(cell=cell, name=name)
+            call = CellExportServiceStub(channel).StartCellExport
+            return call(request, metadata=client.bearer(TOKEN), timeout=10).cell_export
+
+    def wait_until_ready(self, cell: str = "demo", *, within: float = 30.0) -> CellExport:
+        def look() -> CellExport | None:
+            status = self.get(cell)
+            return status if status.state == CellExport.STATE_READY else None
+
+        return eventually(look, within=within)
+
+
+class HandExporter:
+    """An exporter played by the test, call by call."""
+
+    def __init__(self, channel: grpc.Channel, token: str = TOKEN) -> None:
+        self.stub = ExporterServiceStub(channel)
+        self.metadata = client.bearer(token)
+
+    def claim(self, *, wait: int = 5, request_id: str | None = None) -> ClaimedExport | None:
+        request = ClaimExportRequest(request_id=request_id or secrets.token_hex(16), wait=Duration(seconds=wait))
+        response = self.stub.ClaimExport(request, metadata=self.metadata, timeout=wait + 5)
+        return response.claimed_export if response.HasField("claimed_export") else None
+
+    def must_claim(self) -> ClaimedExport:
+        claimed = self.claim()
+        assert claimed is not None
+        return claimed
+
+    def report(self, claimed: ClaimedExport, sequence: int, done: int, total: int = 100) -> None:
+        progress = Progress(work_done=done, work_total=total)
+        request = ReportProgressRequest(cell=claimed.cell, lease=claimed.lease, sequence=sequence, progress=progress)
+        self.stub.ReportProgress(request, metadata=self.metadata, timeout=5)
+
+    def finish(
+        self,
+        claimed: ClaimedExport,
+        result: Outcome.Result.ValueType,
+        reason: Outcome.Reason.ValueType = Outcome.REASON_UNSPECIFIED,
+    ) -> CellExport:
+        request = FinishExportRequest(cell=claimed.cell, lease=claimed.lease, result=result, reason=reason)
+        return self.stub.FinishExport(request, metadata=self.metadata, timeout=5).cell_export
+
+
+def _accepts(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1):
+            return True
+    except OSError:
+        return False
