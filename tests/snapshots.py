@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 _STEMS = (
-    "10_box 11_account 12_extcell 20_role 21_rule 22_relation 23_sentmessage 24_receivedmessage 30_extrole 40_entitytype "
-    "41_complextype 50_property 51_complextypeproperty 60_associationend 70_userdata 80_link"
+    "10_box 11_account 12_extcell 20_role 21_rule 22_relation 23_sentmessage 24_receivedmessage 30_extrole "
+    "40_entitytype 41_complextype 50_property 51_complextypeproperty 60_associationend 70_userdata 80_link"
 )
 ODATA = {"10_odata/00_cell.json", *(f"10_odata/{stem}.pjson" for stem in _STEMS.split(" "))}
 

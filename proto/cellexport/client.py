@@ -37,7 +37,8 @@ def target(environment: Environment) -> str:
     name = environment.text("CELLEXPORT_GRPC_TARGET", "") or environment.text(
         "CELLEXPORT_GRPC_LISTEN", "127.0.0.1:50051"
     )
-    if not (_is_local(name) or plaintext_allowed(environment)):
+    allowed = plaintext_allowed(environment)
+    if not (_is_local(name) or allowed):
         raise SettingError(
             f"CELLEXPORT_GRPC_TARGET: {name} is another machine, and the call would be plaintext. "
             "Name a server on this machine, or set CELLEXPORT_PLAINTEXT=allow if the network itself protects it."

@@ -155,7 +155,8 @@ def refuse_open_plaintext(environment: Environment, name: str, address: Address)
     Raises:
         SettingError: if `address` is not of this machine alone and `CELLEXPORT_PLAINTEXT` is not `allow`.
     """
-    if not address.is_local and not plaintext_allowed(environment):
+    allowed = plaintext_allowed(environment)
+    if not (address.is_local or allowed):
         raise SettingError(
             f"{name}: {address} can be reached from other machines, and would be plaintext. "
             "Listen on 127.0.0.1, or set CELLEXPORT_PLAINTEXT=allow if the network itself protects it."

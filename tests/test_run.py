@@ -1,0 +1,117 @@
+"""`make run`, as a stranger uses it: start it, paste what it prints, stop it."""
+
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from unit import ROOT, Unit, eventually, free_port
+
+
+@contextmanager
+def demo(directory: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """What `make run` starts, in a directory of its own, and the file with what it printed."""
+    (directory / "proto").symlink_to(ROOT / "proto") if not (directory / "proto").exists() else None
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELLEXPORT_")}
+    output = directory / f"output-{time.monotonic_ns()}"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "server.demo"], cwd=directory, env=inherited | variables, stdout=file, stderr=file
+        )
+    try:
+        yield process, output
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+
+
+def command(output: Path, label: str) -> str:
+    """A printed command."""
+
+    def look() -> str | None:
+        match = re.search(rf"^  {label} +((?:.*\\\n)*.*)$", output.read_text(), re.MULTILINE)
+        return match[1] if match and "Ctrl-C stops everything" in output.read_text() else None
+
+    return eventually(look, within=60)
+
+
+def paste(text: str) -> str:
+    return subprocess.run(text, shell=True, capture_output=True, text=True, timeout=20).stdout  # noqa: S602
+
+
+@pytest.mark.timeout(150)
+def test_a_stranger_has_it_running_with_one_command(tmp_path: Path) -> None:
+    ports = {
+        "CELLEXPORT_HTTP_LISTEN": f"127.0.0.1:{free_port()}",
+        "CELLEXPORT_GRPC_LISTEN": f"127.0.0.1:{free_port()}",
+    }
+    with demo(tmp_path, **ports) as (process, output):
+        start, ask, grpc = (
+            command(output, label) for label in ("start an export", "ask its status", "the same by gRPC")
+        )
+        eventually(lambda: '{"status":"ready"}' in paste(ask))
+        assert "202 Accepted" in paste(start)
+        assert '"status":"exportation in progress"' in paste(ask)
+        assert '"state": "STATE_EXPORTING"' in paste(grpc)
+        eventually(lambda: '{"status":"ready"}' in paste(ask), within=90)
+        assert '"result": "RESULT_SUCCEEDED"' in paste(grpc)
+        token = tmp_path / "var" / "unit" / "master_token"
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+        assert re.search(rf"^Token +{token.read_text().strip()}$", output.read_text(), re.MULTILINE)
+        assert re.search(r"^[0-9:]+ exporter +\| info +export ends", output.read_text(), re.MULTILINE)
+        snapshots = list((tmp_path / "var" / "unit" / "snapshots" / "demo").iterdir())
+        assert [path.suffix for path in snapshots] == [".zip"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    begun = time.monotonic()
+    with demo(tmp_path, **ports) as (_, output):
+        ask = command(output, "ask its status")
+        eventually(lambda: '{"status":"ready"}' in paste(ask))
+        assert time.monotonic() - begun < 10
+
+
+def test_a_unit_of_the_users_own_is_used_as_it_is(unit: Unit, tmp_path: Path) -> None:
+    variables = unit.variables(CELLEXPORT_MASTER_TOKEN="my-own")
+    mine = {name: value for name, value in variables.items() if name.startswith("CELLEXPORT_")}
+    with demo(tmp_path, **mine) as (_, output):
+        ask = command(output, "ask its status")
+        assert "$CELLEXPORT_MASTER_TOKEN" in ask
+        assert "my-own" not in output.read_text()
+        pasted = "CELLEXPORT_MASTER_TOKEN=my-own; " + ask.replace("{CellName}", "demo")
+        eventually(lambda: '{"status":"ready"}' in paste(pasted))
+    assert [path.name for path in (unit.directory / "cells").iterdir()] == ["demo"]
+    assert not (tmp_path / "var").exists()
+
+
+def test_when_one_program_dies_all_end_and_it_is_said_which(unit: Unit, tmp_path: Path) -> None:
+    mine = {name: value for name, value in unit.variables().items() if name.startswith("CELLEXPORT_")}
+    with demo(tmp_path, **mine) as (process, output):
+        eventually(lambda: "waiting for exports" in output.read_text())
+        match = re.search(r"exporter started \(pid=(\d+)\)", output.read_text())
+        assert match
+        os.kill(int(match[1]), signal.SIGKILL)
+        assert process.wait(20) != 0
+        assert "exporter stopped (rc=-9)" in output.read_text()
+
+
+def test_a_taken_port_is_one_clear_sentence_that_says_what_to_do(unit: Unit, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", unit.http_port))
+        taken.listen()
+        mine = {name: value for name, value in unit.variables().items() if name.startswith("CELLEXPORT_")}
+        with demo(tmp_path, **mine) as (process, output):
+            assert process.wait(10) == 2
+    address = f"127.0.0.1:{unit.http_port}"
+    assert re.fullmatch(
+        rf"make run: {address} is taken \(.+\)\. Stop the program that uses it, "
+        rf"or choose another address: make run CELLEXPORT_HTTP_LISTEN=127\.0\.0\.1:\d+\n",
+        output.read_text(),
+    )

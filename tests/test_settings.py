@@ -1,0 +1,152 @@
+"""Settings: every bad value names its variable and ends the program with status 2."""
+
+import re
+from pathlib import Path
+
+import pytest
+from unit import ROOT, TOKEN, Unit
+
+from cellexport import client
+from cellexport.settings import Environment, Secret, SettingError
+
+BAD = [
+    ("server", "CELLEXPORT_UNIT_DIR", "/nowhere/at/all"),
+    ("server", "CELLEXPORT_UNIT_URL", "unit1.example"),
+    ("server", "CELLEXPORT_UNIT_URL", "https://unit1.example/?a=b"),
+    ("server", "CELLEXPORT_UNIT_URL", 'https://unit1.example/"'),
+    ("server", "CELLEXPORT_STORE", "postgres://somewhere"),
+    ("server", "CELLEXPORT_STORE", "sqlite:////nowhere/at/all/export.db"),
+    ("server", "CELLEXPORT_GRPC_LISTEN", "50051"),
+    ("server", "CELLEXPORT_GRPC_LISTEN", "127.0.0.1:x"),
+    ("server", "CELLEXPORT_GRPC_LISTEN", "127.0.0.1:70000"),
+    ("server", "CELLEXPORT_GRPC_LISTEN", "0.0.0.0:50051"),
+    ("server", "CELLEXPORT_GRPC_LISTEN", "unix:relative"),
+    ("server", "CELLEXPORT_MASTER_TOKEN", "with blank"),
+    ("server", "CELLEXPORT_LEASE_SECONDS", "soon"),
+    ("server", "CELLEXPORT_LEASE_SECONDS", "nan"),
+    ("server", "CELLEXPORT_LEASE_SECONDS", "0"),
+    ("server", "CELLEXPORT_QUEUE_SECONDS", "-1"),
+    ("server", "CELLEXPORT_PLAINTEXT", "yes"),
+    ("server", "CELLEXPORT_LOG_FORMAT", "xml"),
+    ("server.exporter", "CELLEXPORT_UNIT_DIR", "/nowhere/at/all"),
+    ("server.exporter", "CELLEXPORT_GRPC_TARGET", "dns:///export.example:50051"),
+    ("server.exporter", "CELLEXPORT_EXPORTER_TOKEN", "non-ascii-é"),
+    ("gateway", "CELLEXPORT_HTTP_LISTEN", "[::]:8080"),
+    ("gateway", "CELLEXPORT_HTTP_LISTEN", "unix:/tmp/x"),
+    ("gateway", "CELLEXPORT_GRPC_TARGET", "10.0.0.1:50051"),
+    ("gateway", "CELLEXPORT_PERSONIUM_VERSION", "1.8\n3"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "value"), BAD)
+def test_a_bad_value_names_its_variable_and_ends_the_program(unit: Unit, module: str, name: str, value: str) -> None:
+    program = unit.start(module, **{name: value})
+    assert program.process.wait(10) == 2
+    message = program.log.read_text()
+    assert re.fullmatch(rf"cellexport-\w+: {name}: .+\n", message), message
+
+
+def test_a_taken_port_is_one_clear_sentence(unit: Unit) -> None:
+    unit.start_server()
+    unit.start_gateway()
+    second = unit.start("gateway")
+    assert second.process.wait(10) == 2
+    assert f"CELLEXPORT_HTTP_LISTEN: 127.0.0.1:{unit.http_port} can't be listened on" in second.log.read_text()
+
+
+def test_a_secret_may_come_from_a_file_but_not_from_both(unit: Unit, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("from-a-file\n")
+    unit.start_server(CELLEXPORT_MASTER_TOKEN="", CELLEXPORT_MASTER_TOKEN_FILE=str(file))
+    assert unit.get(token="from-a-file").cell == "demo"
+    both = {"CELLEXPORT_MASTER_TOKEN": "a", "CELLEXPORT_MASTER_TOKEN_FILE": str(file)}
+    with pytest.raises(SettingError, match="CELLEXPORT_MASTER_TOKEN: is set, and so is CELLEXPORT_MASTER_TOKEN_FILE"):
+        Environment(both).secret("CELLEXPORT_MASTER_TOKEN")
+
+
+@pytest.mark.parametrize("content", [None, "", "\n", "a b\n"])
+def test_a_bad_file_is_named_and_its_content_is_not_told(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SettingError, match="CELLEXPORT_MASTER_TOKEN_FILE: ") as error:
+        Environment({"CELLEXPORT_MASTER_TOKEN_FILE": str(file)}).secret("CELLEXPORT_MASTER_TOKEN")
+    assert "a b" not in str(error.value)
+
+
+def test_a_secret_does_not_show_itself() -> None:
+    secret = Secret("canary")
+    assert "canary" not in f"{secret} {secret!r} {[secret]}"
+    assert secret.reveal() == "canary"
+
+
+def test_an_open_address_may_be_allowed(unit: Unit) -> None:
+    unit.start_server(CELLEXPORT_GRPC_LISTEN=f"0.0.0.0:{unit.grpc_port}", CELLEXPORT_PLAINTEXT="allow")
+    assert unit.get().cell == "demo"
+
+
+def test_calls_go_over_a_unix_socket_too(unit: Unit, tmp_path: Path) -> None:
+    socket = f"unix:{tmp_path}/grpc.sock"
+    unit.start_server(CELLEXPORT_GRPC_LISTEN=socket)
+    unit.start_gateway(CELLEXPORT_GRPC_LISTEN=socket)
+    assert unit.http().status == 200
+
+
+@pytest.mark.parametrize(
+    ("target", "local"),
+    [
+        ("127.0.0.1:1", True),
+        ("localhost:1", True),
+        ("[::1]:1", True),
+        ("dns:///localhost:1", True),
+        ("dns:localhost:1", True),
+        ("ipv4:127.0.0.1:1", True),
+        ("unix:/a/b", True),
+        ("unix:///a/b", True),
+        ("dns:///a.example:1", False),
+        ("dns://127.0.0.1/a.example:1", False),
+        ("ipv4:10.0.0.1:1", False),
+        ("localhost.example:1", False),
+        ("192.168.0.1", False),
+    ],
+)
+def test_plaintext_goes_to_this_machine_only(target: str, local: bool) -> None:
+    environment = Environment({"CELLEXPORT_GRPC_TARGET": target})
+    if local:
+        assert client.target(environment) == target
+    else:
+        with pytest.raises(SettingError, match="is another machine"):
+            client.target(environment)
+
+
+def test_without_a_master_token_everything_is_refused_and_the_log_says_so(unit: Unit) -> None:
+    server = unit.start_server(CELLEXPORT_MASTER_TOKEN="")
+    server.wait_for_log("every call will be refused: set CELLEXPORT_MASTER_TOKEN or CELLEXPORT_MASTER_TOKEN_FILE")
+    unit.start_gateway()
+    assert unit.http().code == "PR401-AU-0006"
+
+
+def test_secrets_are_in_no_log_and_no_argument(unit: Unit) -> None:
+    unit.start_server()
+    unit.start_gateway()
+    unit.start_exporter()
+    unit.http("POST", body=b'{"Name":"canary"}')
+    unit.http(token="wrong-canary-token")
+    unit.wait_until_ready()
+    for program in unit.programs:
+        command = Path(f"/proc/{program.process.pid}/cmdline").read_bytes()
+        for secret in (TOKEN, "wrong-canary-token"):
+            assert secret not in program.log.read_text()
+            assert secret.encode() not in command
+    for path in unit.directory.rglob("*"):
+        if path.is_file():
+            assert TOKEN.encode() not in path.read_bytes()
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    named = set()
+    for directory in ("proto/cellexport", "server", "gateway"):
+        for path in (ROOT / directory).rglob("*.py"):
+            named |= set(re.findall(r"\bCELLEXPORT_[A-Z_]*[A-Z]\b", path.read_text()))
+    documented = set(re.findall(r"\bCELLEXPORT_[A-Z_]*[A-Z]\b", (ROOT / "README.md").read_text()))
+    assert named <= documented | {f"{name}_FILE" for name in documented}

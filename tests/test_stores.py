@@ -1,0 +1,266 @@
+"""The store port, and what is particular to its adapter."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from unit import Unit, eventually
+
+from server.errors import Refused
+from server.model import CellRecord, Export, Outcome, Phase, Progress, Reason, Result
+from server.stores.sqlite import SqliteStore
+from server.stores.sqlite_file import StoreError
+
+Test = Callable[[SqliteStore], Awaitable[None]]
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[SqliteStore]:
+    store = await SqliteStore.open(path)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def run(path: Path, test: Test) -> None:
+    async def main() -> None:
+        async with opened(path) as store:
+            await test(store)
+
+    asyncio.run(main())
+
+
+def queued(cell: str = "demo", revision: int = 1, accepted_at: int = 1486976400000) -> CellRecord:
+    export = Export(export_id="ab12", name="snap", request_key="key", accepted_at=accepted_at)
+    return CellRecord(cell=cell, revision=revision, updated_at=accepted_at, export=export)
+
+
+FULL = CellRecord(
+    cell="demo",
+    revision=2,
+    updated_at=1486976400001,
+    epoch=7,
+    export=Export(
+        export_id="ab12",
+        name="snap",
+        request_key="key",
+        accepted_at=1486976400000,
+        phase=Phase.CLAIMED,
+        epoch=7,
+        request_id="request",
+        token_hash="hash",
+        sequence=9,
+        percent=81,
+        progress=Progress(
+            work_done=81, work_total=100, entries_done=3, entries_total=4, bytes_done=2**40, bytes_total=2**41
+        ),
+    ),
+    last_outcome=Outcome(
+        export_id="cd34",
+        name="old",
+        epoch=6,
+        token_hash="other",
+        result=Result.FAILED,
+        reason=Reason.NO_SPACE,
+        ended_at=1486976300000,
+    ),
+)
+
+
+def test_a_cell_without_a_record_has_revision_0(tmp_path: Path) -> None:
+    async def test(store: SqliteStore) -> None:
+        assert await store.read("demo") == CellRecord(cell="demo")
+
+    run(tmp_path / "db", test)
+
+
+def test_what_was_written_is_read_again_by_this_store_and_the_next(tmp_path: Path) -> None:
+    async def write(store: SqliteStore) -> None:
+        assert await store.replace(queued())
+        assert await store.replace(FULL)
+        assert await store.read("demo") == FULL
+
+    async def read(store: SqliteStore) -> None:
+        assert await store.read("demo") == FULL
+        assert list(await store.underway()) == [FULL]
+
+    run(tmp_path / "db", write)
+    run(tmp_path / "db", read)
+
+
+def test_only_the_successor_of_what_is_kept_is_written(tmp_path: Path) -> None:
+    async def test(store: SqliteStore) -> None:
+        assert not await store.replace(queued(revision=2))
+        assert await store.replace(queued(revision=1))
+        assert not await store.replace(queued(revision=1, accepted_at=5))
+        assert not await store.replace(queued(revision=3))
+        assert await store.read("demo") == queued()
+
+    run(tmp_path / "db", test)
+
+
+def test_of_simultaneous_writers_exactly_one_succeeds(tmp_path: Path) -> None:
+    async def test(store: SqliteStore) -> None:
+        writes = await asyncio.gather(*(store.replace(queued(accepted_at=number)) for number in range(50)))
+        assert writes.count(True) == 1
+        assert (await store.read("demo")).updated_at == writes.index(True)
+
+    run(tmp_path / "db", test)
+
+
+def test_exports_under_way_come_in_the_order_of_their_acceptance(tmp_path: Path) -> None:
+    async def test(store: SqliteStore) -> None:
+        for cell, accepted_at in (("b", 2), ("c", 1), ("a", 3)):
+            await store.replace(queued(cell, accepted_at=accepted_at))
+        assert [record.cell for record in await store.underway()] == ["c", "b", "a"]
+
+    run(tmp_path / "db", test)
+
+
+def test_a_writer_that_goes_away_in_the_middle_leaves_no_stale_answer(tmp_path: Path) -> None:
+    async def test(store: SqliteStore) -> None:
+        writing = asyncio.ensure_future(store.replace(queued()))
+        await asyncio.sleep(0)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        assert not await store.replace(queued(accepted_at=5))
+        assert await store.read("demo") == queued()
+
+    run(tmp_path / "db", test)
+
+
+@pytest.mark.parametrize("harm", ["removed", "replaced", "emptied"])
+def test_a_file_that_is_not_ours_any_more_is_noticed(tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "db"
+
+    async def test(store: SqliteStore) -> None:
+        await store.replace(queued())
+        kept = path.read_bytes()
+        if harm == "emptied":
+            path.write_bytes(b"")
+        else:
+            path.unlink()
+        if harm == "replaced":
+            path.write_bytes(kept)
+        with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
+            await store.check()
+        for call in (store.read("demo"), store.underway(), store.replace(queued(revision=2))):
+            with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
+                await call
+
+    run(path, test)
+
+
+def test_a_lock_held_by_somebody_else_fails_writes_and_not_reads(tmp_path: Path) -> None:
+    async def test(store: SqliteStore) -> None:
+        await store.replace(queued())
+        other = sqlite3.connect(tmp_path / "db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
+            await store.replace(FULL)
+        assert await store.read("demo") == queued()
+        other.close()
+        assert await store.replace(FULL)
+
+    run(tmp_path / "db", test)
+
+
+def test_a_word_that_nobody_knows_is_damage(tmp_path: Path) -> None:
+    async def write(store: SqliteStore) -> None:
+        await store.replace(queued())
+        await store.replace(CellRecord(cell="demo", revision=2, last_outcome=FULL.last_outcome))
+
+    async def read(store: SqliteStore) -> None:
+        with pytest.raises(Refused, match="DATA_DAMAGED"):
+            await store.read("demo")
+
+    run(tmp_path / "db", write)
+    connection = sqlite3.connect(tmp_path / "db")
+    connection.execute("UPDATE outcome SET result = 'odd'")
+    connection.commit()
+    connection.close()
+    run(tmp_path / "db", read)
+
+
+def make_foreign(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE theirs (a)")
+    connection.commit()
+    connection.close()
+
+
+def make_newer(path: Path) -> None:
+    asyncio.run(_touch(path))
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 1000")
+    connection.close()
+
+
+async def _touch(path: Path) -> None:
+    async with opened(path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "is damaged"),
+        (lambda path: path.write_bytes(b"no database at all"), "is damaged"),
+        (make_foreign, "is the database of another program"),
+        (make_newer, "was written by a newer version"),
+        (lambda path: path.mkdir(), "can't be used as the store"),
+    ],
+    ids=["empty", "text", "foreign", "newer", "directory"],
+)
+def test_a_file_that_can_not_be_the_store_is_refused(
+    tmp_path: Path, make: Callable[[Path], object], message: str
+) -> None:
+    make(tmp_path / "db")
+    with pytest.raises(StoreError, match=message):
+        asyncio.run(_touch(tmp_path / "db"))
+
+
+def test_a_log_left_by_a_removed_database_is_not_taken_for_the_new_ones(tmp_path: Path) -> None:
+    async def write(store: SqliteStore) -> None:
+        await store.replace(queued())
+        for ending in ("", "-wal", "-shm"):
+            (tmp_path / f"new{ending}").write_bytes((tmp_path / f"db{ending}").read_bytes())
+
+    async def read(store: SqliteStore) -> None:
+        assert await store.read("demo") == CellRecord(cell="demo")
+
+    run(tmp_path / "db", write)
+    (tmp_path / "new").unlink()
+    run(tmp_path / "new", read)
+
+
+def test_a_second_server_on_the_same_file_is_refused_with_one_sentence(unit: Unit) -> None:
+    unit.start_server()
+    second = unit.start("server", CELLEXPORT_GRPC_LISTEN="127.0.0.1:0")
+    assert second.process.wait(10) == 2
+    assert second.log.read_text().count("\n") == 1
+    assert "belongs to a server that is running: one server owns the file." in second.log.read_text()
+    assert unit.get().cell == "demo"
+
+
+def test_a_second_server_on_the_same_port_is_refused_with_one_sentence(unit: Unit) -> None:
+    unit.start_server()
+    second = unit.start("server", CELLEXPORT_STORE=f"sqlite:///{unit.directory}/other.db")
+    assert second.process.wait(10) == 2
+    assert "CELLEXPORT_GRPC_LISTEN: 127.0.0.1" in second.log.read_text()
+
+
+def test_a_removed_file_makes_the_answer_503_and_never_ready(unit: Unit) -> None:
+    unit.start_server(CELLEXPORT_LEASE_SECONDS="1")
+    unit.start_gateway()
+    assert unit.http().status == 200
+    (unit.directory / "export.db").unlink()
+    eventually(lambda: unit.http().status == 503, within=3)
+    answer = unit.http()
+    assert answer.code == "PR503-SV-0003"
+    assert answer.headers["retry-after"] == "1"
