@@ -67,6 +67,9 @@ class LeaseWatch:
             if not self._away:
                 _log.error("leases are not watched", extra={"reason": refused.refusal.name})
             self._away = True
+        except Exception:
+            # Whatever it was: a watch that has ended would leave every later export in progress for ever.
+            _log.exception("unexpected error")
 
     async def _check_store(self) -> None:
         now = self._monotonic()

@@ -1,5 +1,6 @@
 """One program after the other is killed in the middle of an export, and started again."""
 
+import os
 import signal
 import threading
 import time
@@ -111,6 +112,28 @@ def test_a_killed_gateway_is_missed_by_nobody_else(busy_unit: Unit) -> None:
     busy_unit.start_gateway()
     assert busy_unit.status()["status"] == "exportation in progress"
     assert busy_unit.get().exportation.progress_percent >= before
+
+
+def test_a_killed_worker_of_the_gateway_is_replaced(unit: Unit) -> None:
+    unit.start_server()
+    gateway = unit.start_gateway()
+    children = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children").read_text().split()
+    worker = next(child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes())
+    os.kill(int(worker), signal.SIGKILL)
+    eventually(lambda: not Path(f"/proc/{worker}/exe").exists())
+    eventually(lambda: _answers(unit))
+    assert unit.http().status == 200
+
+
+def test_a_server_that_is_told_to_end_does_so_though_exporters_wait(unit: Unit) -> None:
+    server = unit.start_server()
+    unit.start_exporter()
+    begun = time.monotonic()
+    assert server.terminate() == 0
+    assert time.monotonic() - begun < 3
+    unit.start_server()
+    unit.begin("after")
+    assert unit.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
 
 
 def test_an_exporter_that_was_paused_past_its_lease_publishes_nothing(busy_unit: Unit) -> None:

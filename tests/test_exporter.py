@@ -91,9 +91,7 @@ def test_the_data_part_is_whole_whether_or_not_the_cell_has_it(unit: Unit) -> No
     found = entries(unit)
     assert found["10_odata/10_box.pjson"]["size"] == 16
     assert found["10_odata/80_link.pjson"]["size"] == 0
-    assert found["10_odata/other.txt"] == {"name": "10_odata/other.txt", "skipped": "not a known part of a cell"} | {
-        "original_name": "other.txt"
-    }
+    assert found["10_odata/other.txt"] == {"name": "10_odata/other.txt", "skipped": "not a known part of a cell"}
     with zipfile.ZipFile(unit.snapshots / "demo" / "snap.zip") as snapshot:
         assert json.loads(snapshot.read("10_odata/00_cell.json")) == {
             "_id": "demo",
@@ -132,6 +130,13 @@ def test_a_cells_own_directories_may_not_be_links(unit: Unit, tmp_path: Path) ->
     webdav = unit.directory / "cells" / "demo" / "webdav"
     shutil.rmtree(webdav)
     webdav.symlink_to(tmp_path)
+    assert run_export(unit).last_outcome.reason == Outcome.REASON_SOURCE_UNREADABLE
+
+
+def test_data_that_can_not_be_taken_fails_the_export(unit: Unit) -> None:
+    odata = unit.directory / "cells" / "demo" / "odata"
+    odata.mkdir()
+    (odata / "10_box.pjson").symlink_to("/etc/passwd")
     assert run_export(unit).last_outcome.reason == Outcome.REASON_SOURCE_UNREADABLE
 
 

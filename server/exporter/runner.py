@@ -130,11 +130,11 @@ class Runner:
                 return
             finally:
                 self._bar.end()
-            result = _result(why)
-            if why != Outcome.REASON_UNSPECIFIED:
-                self._note(claimed, result, why)
-            _log.info("export ends", extra=labels | {"result": Outcome.Result.Name(result)})
-            self._finish(claimed, result, why)
+        result = _result(why)
+        if why != Outcome.REASON_UNSPECIFIED:
+            self._note(claimed, result, why)
+        _log.info("export ends", extra=labels | {"result": Outcome.Result.Name(result)})
+        self._finish(claimed, result, why)
 
     def _attempt(self, claimed: ClaimedExport, tally: Tally, heartbeat: Heartbeat) -> Outcome.Reason.ValueType:
         """Do an export, and return why there is no snapshot: REASON_UNSPECIFIED if there is one."""

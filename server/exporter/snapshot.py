@@ -126,19 +126,20 @@ def write(subject: Subject, file: BinaryIO, spool: Path, tally: Tally, stop: Sto
 def _write_odata(subject: Subject, writer: "_Writer") -> None:
     head = {"_id": subject.cell, "_source": {"Name": subject.cell, "Owner": subject.owner}}
     writer.add_bytes("10_odata/00_cell.json", json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode())
+    missing = [f"{stem}.pjson" for stem in _ODATA]
     with _opened(subject.directory, "odata") as root:
-        present = set(os.listdir(root)) if root is not None else set()
-        for name in (f"{stem}.pjson" for stem in _ODATA):
-            if root is None or name not in present:
-                writer.add_bytes(f"10_odata/{name}", b"")
+        for found in walk(root) if root is not None else ():
+            name = "10_odata/" + names.entry_name(found.path)
+            if found.path not in missing:
+                writer.skip(name, "10_odata/" + found.path, Skipped.UNKNOWN)
                 continue
-            status = os.stat(name, dir_fd=root, follow_symlinks=False)
-            found = Found(f"odata/{name}", name, root, status.st_size, status.st_mtime_ns)
-            skipped = writer.add_file(f"10_odata/{name}", found)
+            missing.remove(found.path)
+            # Data that is there and can't be taken must not look like data that is not there.
+            skipped = found.skipped or writer.add_file(name, found)
             if skipped is not None:
-                raise SourceError(f"odata/{name}: {skipped}")
-        for name in sorted(present - {f"{stem}.pjson" for stem in _ODATA}):
-            writer.skip("10_odata/" + names.entry_name(name), name, Skipped.UNKNOWN)
+                raise SourceError(f"odata/{found.path}: {skipped}")
+    for path in missing:
+        writer.add_bytes(f"10_odata/{path}", b"")
 
 
 def _write_webdav(subject: Subject, writer: "_Writer") -> None:
