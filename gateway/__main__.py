@@ -3,7 +3,6 @@
 import logging
 import multiprocessing
 import os
-import socket
 import sys
 import threading
 from typing import Any
@@ -71,16 +70,13 @@ def _granian(settings: Settings, log_config: dict[str, Any]) -> MPServer:
 
 def _require_free(address: Address) -> None:
     """Granian shares its port with whoever else does; so look whether anybody has it."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-        except OSError as error:
-            raise SettingError(
-                f"CELLEXPORT_HTTP_LISTEN: {address} can't be listened on ({error.strerror}). "
-                "Another program may be using it: stop that one, or name another address."
-            ) from error
+    try:
+        address.probe()
+    except OSError as error:
+        raise SettingError(
+            f"CELLEXPORT_HTTP_LISTEN: {address} can't be listened on ({error.strerror}). "
+            "Another program may be using it: stop that one, or name another address."
+        ) from error
 
 
 def _forget_header_variables() -> None:

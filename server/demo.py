@@ -7,7 +7,6 @@ and so is the master token, which stays in the unit directory.
 import os
 import secrets
 import shutil
-import socket
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -79,17 +78,13 @@ def _plan(variables: Mapping[str, str]) -> _Plan:
 
 
 def _require_free(name: str, address: Address) -> None:
-    if address.path:
-        return
-    with socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-        except OSError as error:
-            raise SettingError(
-                f"{address} is taken ({error.strerror}). Stop the program that uses it, "
-                f"or choose another address: make run {name}={address.host}:{address.port + 1}"
-            ) from error
+    try:
+        address.probe()
+    except OSError as error:
+        raise SettingError(
+            f"{address} is taken ({error.strerror}). Stop the program that uses it, "
+            f"or choose another address: make run {name}={address.host}:{address.port + 1}"
+        ) from error
 
 
 def _make_unit(unit: Path) -> None:

@@ -2,6 +2,7 @@
 
 import ipaddress
 import math
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,14 @@ class Address:
     def is_local(self) -> bool:
         """Whether only this machine can reach it."""
         return bool(self.path) or is_loopback(self.host)
+
+    def probe(self) -> None:
+        """Raise OSError if the address can't be listened on, because another program does or it is not ours."""
+        if self.path:
+            return
+        with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((self.host, self.port))
 
 
 def is_loopback(host: str) -> bool:

@@ -2,7 +2,7 @@
 
 - `runner` claims an export, and sees it through to its end
 - `heartbeat` tells the server how far it is
-- `snapshot` writes the zip, from what `walk` finds, under names that `names` makes safe
+- `snapshot` says what goes in, `archive` writes the zip, from what `walk` finds, under names that `names` makes safe
 - `area` is the snapshot directory: parts, publishing, notes of failures
 
 Anyone's exporter can take its place: it imports `cellexport` and nothing else of the server.

@@ -20,9 +20,9 @@ from server.exporter import snapshot
 from server.exporter.area import FencedError, NameTakenError, SnapshotArea
 from server.exporter.bar import Bar
 from server.exporter.heartbeat import Heartbeat, LeaseLostError, is_loss, reason
-from server.exporter.snapshot import SourceChangedError, StoppedError, Subject
+from server.exporter.snapshot import StoppedError, Subject
 from server.exporter.tally import Tally
-from server.exporter.walk import SourceError
+from server.exporter.walk import SourceChangedError, SourceError
 
 _WAIT_SECONDS = 20
 _CALL_SECONDS = 3.0

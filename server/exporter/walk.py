@@ -50,6 +50,10 @@ class SourceError(Exception):
     """Raised when a part of the cell can't be read. Its text names the part."""
 
 
+class SourceChangedError(Exception):
+    """Raised when a file was cut short while it was read: what was read of it never existed."""
+
+
 def walk(root: int) -> Iterator[Found]:
     """Everything below an open directory.
 
