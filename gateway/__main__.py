@@ -46,7 +46,6 @@ def worker_app() -> Flask:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
-    logs.configure(Environment(os.environ), terminal=logs.is_terminal())
     return create_app()
 
 

@@ -60,7 +60,7 @@ class CellDirectory:
             with Path(path).open("rb") as file:
                 content = tomllib.loads(file.read(_FILE_LIMIT).decode())
         except (OSError, ValueError) as error:
-            raise _damaged(path, type(error).__name__) from error
+            raise _damaged(path, str(error)) from error
         owner = content.get("owner")
         if not isinstance(owner, str) or not owner:
             raise _damaged(path, "there is no owner")

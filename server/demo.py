@@ -4,6 +4,7 @@ The demo unit has one cell, full of copies of Python's own standard library: rea
 and so is the master token, which stays in the unit directory.
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -15,9 +16,12 @@ from pathlib import Path
 
 from honcho.manager import Manager
 
-from cellexport.settings import Address, Environment, SettingError
+from cellexport.settings import Address, Environment, SettingError, refuse_open_plaintext
+from server.config import Settings
 
 _CELL = "demo"
+# How a shell says the token that the user has set.
+_OWN = "$CELLEXPORT_MASTER_TOKEN"
 _ENOUGH_BYTES = 300 * 1024 * 1024
 _ENOUGH_FILES = 10_000
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "site-packages", "dist-packages")
@@ -53,38 +57,54 @@ def _plan(variables: Mapping[str, str]) -> _Plan:
     for name, address in (("CELLEXPORT_HTTP_LISTEN", http), ("CELLEXPORT_GRPC_LISTEN", grpc)):
         _require_free(name, address)
     master = environment.secret("CELLEXPORT_MASTER_TOKEN")
-    own_unit = environment.text("CELLEXPORT_UNIT_DIR", "")
-    if own_unit:
-        unit = environment.directory("CELLEXPORT_UNIT_DIR", own_unit)
-        cell = "{CellName}"
-    else:
-        unit = Path("var", "unit").absolute()
-        cell = _CELL
-        _make_unit(unit)
+    unit = _unit(environment)
     chosen = dict(variables) | {
         "CELLEXPORT_UNIT_DIR": str(unit),
         "CELLEXPORT_UNIT_URL": environment.text("CELLEXPORT_UNIT_URL", f"http://localhost:{http.port}/"),
         "CELLEXPORT_LOG_FORMAT": environment.text("CELLEXPORT_LOG_FORMAT", "text"),
         "PYTHONUNBUFFERED": "1",
     }
+    # Now rather than in the middle of three programs' logs.
+    Settings.read(chosen)
+    refuse_open_plaintext(environment, "CELLEXPORT_HTTP_LISTEN", http)
     if master is None:
         file = _make_token(unit)
         chosen["CELLEXPORT_MASTER_TOKEN_FILE"] = str(file)
         token = file.read_text().strip()
+    elif variables.get("CELLEXPORT_MASTER_TOKEN"):
+        token = _OWN
     else:
-        given = "CELLEXPORT_MASTER_TOKEN"
-        token = f"${given}" if variables.get(given) else f"$(cat {Path(variables[f'{given}_FILE']).absolute()})"
-    return _Plan(chosen, http, grpc, cell, token)
+        token = f"$(cat {Path(variables['CELLEXPORT_MASTER_TOKEN_FILE']).absolute()})"
+    return _Plan(chosen, http, grpc, _cell(unit), token)
+
+
+def _unit(environment: Environment) -> Path:
+    """The user's own unit, or the demo's."""
+    own = environment.text("CELLEXPORT_UNIT_DIR", "")
+    if own:
+        return environment.directory("CELLEXPORT_UNIT_DIR", own)
+    unit = Path("var", "unit").absolute()
+    _make_unit(unit)
+    return unit
+
+
+def _cell(unit: Path) -> str:
+    """A cell to show commands with."""
+    return next((path.parent.name for path in (unit / "cells").glob("*/cell.toml")), "{CellName}")
 
 
 def _require_free(name: str, address: Address) -> None:
     try:
         address.probe()
     except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise SettingError(f"{name}: {address} can't be listened on ({error.strerror}).") from error
         raise SettingError(
-            f"{address} is taken ({error.strerror}). Stop the program that uses it, "
-            f"or choose another address: make run {name}={address.host}:{address.port + 1}"
+            f"{name}: {address} is taken. Stop the program that uses it, "
+            f"or choose another address, like {name}={address.host}:{address.port + 1}."
         ) from error
+    if not (address.path or address.port):
+        raise SettingError(f"{name}: needs the number of a port here, so that the programs find each other.")
 
 
 def _make_unit(unit: Path) -> None:
@@ -96,11 +116,7 @@ def _make_unit(unit: Path) -> None:
     fresh = unit / "cells.new"
     shutil.rmtree(fresh, ignore_errors=True)
     (fresh / _CELL).mkdir(parents=True)
-    (fresh / _CELL / "cell.toml").write_text(
-        'owner = "http://localhost:8080/unitadmin/#owner"\n\n'
-        '[accounts]  # account name = its roles\nadmin = ["admin"]\nstaff = ["staff"]\n\n'
-        '[acl]  # role, or "all" = privileges\nadmin = ["root"]\nstaff = ["auth-read"]\n'
-    )
+    (fresh / _CELL / "cell.toml").write_text('owner = "http://localhost:8080/unitadmin/#owner"\n')
     _fill(fresh / _CELL / "webdav")
     fresh.rename(cells)
 
@@ -114,7 +130,7 @@ def _fill(webdav: Path) -> None:
         shutil.copytree(library, copy, symlinks=True, ignore=_LEFT_OUT)
         sizes = [path.lstat().st_size for path in copy.rglob("*") if path.is_file() and not path.is_symlink()]
         size, files = size + sum(sizes), files + len(sizes)
-        share = min(100, size * 100 // _ENOUGH_BYTES)
+        share = min(100, size * 100 // _ENOUGH_BYTES, files * 100 // _ENOUGH_FILES)
         print(f"\rMaking a demo cell of real files: {share:3}% ({files:,} files)", end="", flush=True)
     print()
 
@@ -131,6 +147,10 @@ def _make_token(unit: Path) -> Path:
     return file
 
 
+def _told(token: str) -> str:
+    return "the one you set: set it in the other terminal too" if token == _OWN else token
+
+
 def _instructions(plan: _Plan) -> str:
     url = f"http://{plan.http}/{plan.cell}/__export"
     header = f'-H "Authorization: Bearer {plan.token}"'
@@ -138,7 +158,7 @@ def _instructions(plan: _Plan) -> str:
     snapshots = Path(plan.variables["CELLEXPORT_UNIT_DIR"]) / "snapshots"
     return f"""
 URL    {url}
-Token  {plan.token}
+Token  {_told(plan.token)}
 
 Paste into another terminal:
 
@@ -153,8 +173,23 @@ Snapshots appear in {snapshots}. Ctrl-C stops everything.
 """
 
 
+class _Manager(Manager):
+    """Ends the exporter first, while there is a server that it can tell."""
+
+    _exporter_told = False
+
+    def terminate(self) -> None:
+        exporter = self._processes["exporter"]
+        if self._exporter_told or "pid" not in exporter or "returncode" in exporter:
+            super().terminate()
+        else:
+            self._procmgr.terminate(exporter["pid"])
+        # The loop comes here again when the exporter has ended, and so does a second Ctrl-C.
+        self._exporter_told = True
+
+
 def _start(plan: _Plan) -> int:
-    manager = Manager()
+    manager = _Manager()
     modules = {"server": "server", "exporter": "server.exporter", "gateway": "gateway"}
     for name in _PROGRAMS:
         manager.add_process(name, f"exec '{sys.executable}' -m {modules[name]}", env=plan.variables)

@@ -65,7 +65,7 @@ class Guard:
             service.full_name,
             {
                 method.name: grpc.unary_unary_rpc_method_handler(
-                    self._wrap(*methods[method.name]),
+                    self._wrap(method.name, *methods[method.name]),
                     request_deserializer=GetMessageClass(method.input_type).FromString,
                     response_serializer=GetMessageClass(method.output_type).SerializeToString,
                 )
@@ -73,7 +73,7 @@ class Guard:
             },
         )
 
-    def _wrap(self, privilege: Privilege, method: Method) -> Callable[[Any, Context], Awaitable[Message]]:
+    def _wrap(self, name: str, privilege: Privilege, method: Method) -> Callable[[Any, Context], Awaitable[Message]]:
         async def guarded(request: Any, context: Context) -> Message:
             key = ""
             try:
@@ -87,7 +87,9 @@ class Guard:
                 error = refused
             except Exception as unexpected:
                 error = _unexpected(unexpected, key)
-            return await _abort(context, error, key or request_key.generate())
+            key = key or request_key.generate()
+            _log_refusal(error, {"method": name, "cell": getattr(request, "cell", ""), "request_key": key})
+            return await _abort(context, error, key)
 
         return guarded
 
@@ -121,13 +123,16 @@ def _unexpected(error: Exception, key: str) -> Refused:
     return Refused(Refusal.UNEXPECTED, error_id=error_id)
 
 
+def _log_refusal(error: Refused, call: dict[str, str]) -> None:
+    fields = {"reason": error.refusal.reason} | call
+    if error.note:
+        _log.error("refused", extra=fields | {"note": error.note})
+    else:
+        _log.info("refused", extra=fields)
+
+
 async def _abort(context: Context, error: Refused, key: str) -> Never:
     row = error.refusal.value
-    extra = {"reason": error.refusal.reason, "request_key": key}
-    if error.note:
-        _log.error("refused", extra=extra | {"note": error.note})
-    else:
-        _log.info("refused", extra=extra)
     status = _status(error)
     trailing = ((request_key.METADATA, key), ("grpc-status-details-bin", status.SerializeToString()))
     await context.abort(row.status, row.text, trailing)

@@ -65,7 +65,7 @@ class LeaseWatch:
         except Refused as refused:
             self._deadlines.clear()
             if not self._away:
-                _log.error("leases are not watched", extra={"reason": refused.refusal.name})
+                _log.error("the store can't be used", extra={"reason": refused.refusal.name, "note": refused.note})
             self._away = True
         except Exception:
             # Whatever it was: a watch that has ended would leave every later export in progress for ever.
@@ -110,6 +110,6 @@ class LeaseWatch:
         if ended is not None and ended.last_outcome is not None:
             outcome = ended.last_outcome
             _log.warning(
-                "an export was ended that nobody spoke for",
-                extra={"cell": record.cell, "name_": outcome.name, "result": outcome.result, "reason": outcome.reason},
+                "an export was ended, as its exporter was not heard in time",
+                extra={"cell": record.cell, "snapshot": outcome.name, "result": outcome.result},
             )

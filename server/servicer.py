@@ -85,7 +85,8 @@ class ExporterService:
     async def _finish(self, request: exporter_pb2.FinishExportRequest, call: Call) -> exporter_pb2.FinishExportResponse:
         result, reason = _ending(request)
         record = await self._registry.finish(request.cell, messages.proof(request.lease), result, reason)
-        _log.info("export finished", extra={"cell": request.cell, "result": result, "reason": reason})
+        ending = result if reason is None else f"{result}: {reason}"
+        _log.info("export finished", extra={"cell": request.cell, "result": ending})
         return exporter_pb2.FinishExportResponse(cell_export=messages.cell_export(record))
 
     def _cell(self, name: str) -> Cell:

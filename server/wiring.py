@@ -81,8 +81,10 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
 def _listen(server: grpc.aio.Server, settings: Settings) -> str:
     address = settings.listen
     try:
+        # First by ourselves: grpc says of a port that is taken only in a log of its own.
+        address.probe()
         port = server.add_insecure_port(str(address))
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise ListenError(
             f"CELLEXPORT_GRPC_LISTEN: {address} can't be listened on. "
             "Another program may be using it: stop that one, or name another address."

@@ -85,8 +85,7 @@ def test_a_unit_of_the_users_own_is_used_as_it_is(unit: Unit, tmp_path: Path) ->
         ask = command(output, "ask its status")
         assert "$CELLEXPORT_MASTER_TOKEN" in ask
         assert "my-own" not in output.read_text()
-        pasted = "CELLEXPORT_MASTER_TOKEN=my-own; " + ask.replace("{CellName}", "demo")
-        eventually(lambda: '{"status":"ready"}' in paste(pasted))
+        eventually(lambda: '{"status":"ready"}' in paste("CELLEXPORT_MASTER_TOKEN=my-own; " + ask))
     assert [path.name for path in (unit.directory / "cells").iterdir()] == ["demo"]
     assert not (tmp_path / "var").exists()
 
@@ -111,7 +110,7 @@ def test_a_taken_port_is_one_clear_sentence_that_says_what_to_do(unit: Unit, tmp
             assert process.wait(10) == 2
     address = f"127.0.0.1:{unit.http_port}"
     assert re.fullmatch(
-        rf"make run: {address} is taken \(.+\)\. Stop the program that uses it, "
-        rf"or choose another address: make run CELLEXPORT_HTTP_LISTEN=127\.0\.0\.1:\d+\n",
+        rf"make run: CELLEXPORT_HTTP_LISTEN: {address} is taken\. Stop the program that uses it, "
+        rf"or choose another address, like CELLEXPORT_HTTP_LISTEN=127\.0\.0\.1:\d+\.\n",
         output.read_text(),
     )

@@ -143,6 +143,13 @@ def test_secrets_are_in_no_log_and_no_argument(unit: Unit) -> None:
             assert TOKEN.encode() not in path.read_bytes()
 
 
+def test_a_setting_that_nobody_reads_is_warned_of(unit: Unit) -> None:
+    server = unit.start_server(CELLEXPORT_LEASE_SECOND="1")
+    warning = server.wait_for_log("a setting that nobody reads: is its name right?")
+    assert warning["setting"] == "CELLEXPORT_LEASE_SECOND"
+    assert len([line for line in server.lines() if line["level"] == "warning"]) == 1
+
+
 def test_every_setting_is_in_the_readme() -> None:
     named = set()
     for directory in ("proto/cellexport", "server", "gateway"):

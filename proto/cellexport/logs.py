@@ -15,6 +15,8 @@ from cellexport.settings import Environment
 # What a caller sent is cut to this in the log.
 CLIENT_TEXT_LIMIT = 200
 
+_log = logging.getLogger(__name__)
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -36,6 +38,8 @@ def configure(environment: Environment, *, terminal: bool) -> dict[str, Any]:
     }
     logging.config.dictConfig(config)
     logging.captureWarnings(True)
+    for name in environment.unknown():
+        _log.warning("a setting that nobody reads: is its name right?", extra={"setting": name})
     return config
 
 

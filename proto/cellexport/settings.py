@@ -9,6 +9,26 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 _SECRET_LIMIT = 4096
+_KNOWN = frozenset(
+    f"CELLEXPORT_{name}"
+    for name in (
+        "EXPORTER_TOKEN",
+        "EXPORTER_TOKEN_FILE",
+        "GRPC_LISTEN",
+        "GRPC_TARGET",
+        "HTTP_LISTEN",
+        "LEASE_SECONDS",
+        "LOG_FORMAT",
+        "MASTER_TOKEN",
+        "MASTER_TOKEN_FILE",
+        "PERSONIUM_VERSION",
+        "PLAINTEXT",
+        "QUEUE_SECONDS",
+        "STORE",
+        "UNIT_DIR",
+        "UNIT_URL",
+    )
+)
 
 
 class SettingError(Exception):
@@ -75,6 +95,10 @@ class Environment:
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._variables = variables
+
+    def unknown(self) -> list[str]:
+        """Variables that look like ours, and that no program reads."""
+        return sorted(name for name in self._variables if name.startswith("CELLEXPORT_") and name not in _KNOWN)
 
     def text(self, name: str, default: str) -> str:
         return self._variables.get(name, "") or default

@@ -115,11 +115,11 @@ class Heartbeat:
             self._say_heard(heard=False, why=reason(error))
 
     def _say_heard(self, *, heard: bool, why: str = "") -> None:
-        if heard != self._heard:
-            if heard:
-                _log.info("the server is heard again", extra={"cell": self._claimed.cell})
-            else:
-                _log.warning("the server can't be told", extra={"cell": self._claimed.cell, "reason": why})
+        labels = {"cell": self._claimed.cell}
+        if heard and not self._heard:
+            _log.info("the server takes reports again", extra=labels)
+        if self._heard and not heard:
+            _log.warning("the server takes no reports: trying again", extra=labels | {"reason": why})
         self._heard = heard
 
 

@@ -27,6 +27,7 @@ from server.exporter.walk import SourceChangedError, SourceError
 _WAIT_SECONDS = 20
 _CALL_SECONDS = 3.0
 _RETRY_SECONDS = 0.5
+_PATIENCE_SECONDS = 3.0
 # How long an exporter that was told to end tries to say so.
 _FAREWELL_SECONDS = 3.0
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -74,7 +75,8 @@ class Runner:
         # Never set: what is waited on between tries that go on even when we are stopping.
         self._pause = threading.Event()
         self._cancel: Callable[[], object] = bool
-        self._reachable = True
+        self._away_since: float | None = None
+        self._said_away = False
 
     def stop(self) -> None:
         """End soon, from any thread: an export that is being written is interrupted."""
@@ -94,8 +96,11 @@ class Runner:
 
     def _claim(self) -> ClaimedExport | None:
         """Wait for work. None if there was none, or we were told to stop."""
-        request = ClaimExportRequest(request_id=uuid.uuid4().hex, wait=Duration(seconds=_WAIT_SECONDS))
+        request_id = uuid.uuid4().hex
         while True:
+            # A server that was away is asked for an answer at once, to know that it is back.
+            wait = 0 if self._away_since else _WAIT_SECONDS
+            request = ClaimExportRequest(request_id=request_id, wait=Duration(seconds=wait))
             call = self._stub.ClaimExport.future(request, metadata=self._metadata, timeout=_WAIT_SECONDS + 5)
             self._cancel = call.cancel
             if self._stopping.is_set():
@@ -105,10 +110,10 @@ class Runner:
             except grpc.FutureCancelledError:
                 return None
             except grpc.RpcError as error:
-                self._say_reachable(error)
+                self._say_away(error)
                 self._stopping.wait(_jittered(_RETRY_SECONDS))
                 continue
-            self._say_reachable(None)
+            self._say_back()
             return response.claimed_export if response.HasField("claimed_export") else None
 
     def _do(self, claimed: ClaimedExport) -> None:
@@ -205,15 +210,20 @@ class Runner:
                     return
                 self._pause.wait(_jittered(_RETRY_SECONDS))
 
-    def _say_reachable(self, error: grpc.RpcError | None) -> None:
-        """Log that the server went away, or came back: once each."""
-        if error is not None and error.code() in _REFUSALS:
+    def _say_away(self, error: grpc.RpcError) -> None:
+        """Log, once, that the server gives no work: not at once, as it may be just starting."""
+        if error.code() in _REFUSALS:
             raise RefusedError
-        if error is not None and self._reachable:
-            _log.warning("the server can't be reached: trying again", extra={"reason": reason(error)})
-        if error is None and not self._reachable:
-            _log.info("the server is back")
-        self._reachable = error is None
+        now = time.monotonic()
+        self._away_since = self._away_since or now
+        if not self._said_away and now - self._away_since > _PATIENCE_SECONDS:
+            _log.warning("the server gives no answer: trying again", extra={"reason": reason(error)})
+            self._said_away = True
+
+    def _say_back(self) -> None:
+        if self._said_away:
+            _log.info("the server answers again")
+        self._away_since, self._said_away = None, False
 
 
 def _result(why: Outcome.Reason.ValueType) -> Outcome.Result.ValueType:

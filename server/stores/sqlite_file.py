@@ -143,5 +143,8 @@ def check(connection: sqlite3.Connection, path: Path, opened: tuple[int, int]) -
     except (OSError, StoreError):
         same = False
     if not same:
-        raise Refused(Refusal.STORE_UNAVAILABLE)
+        raise Refused(
+            Refusal.STORE_UNAVAILABLE,
+            note=f"{path} was removed, replaced or damaged: put it back, or start the server anew",
+        )
     connection.execute("SELECT count(*) FROM export").fetchone()
