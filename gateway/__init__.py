@@ -3,6 +3,7 @@
 It knows HTTP, the words of the document, and the stub; it decides nothing and adds no authority. The way of a request:
 
     `views`      routes, the order of checks, what is forwarded
+    `body`       what a start may say
     `upstream`   the call, and its deadline
     `render`     the status in the document's words
     `errors`     every error, as data: reasons of the contract to bodies of the document
@@ -11,6 +12,8 @@ It knows HTTP, the words of the document, and the stub; it decides nothing and a
 """
 
 import os
+from collections.abc import Iterable
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask
 
@@ -18,11 +21,9 @@ from gateway.config import Settings
 from gateway.upstream import Upstream
 from gateway.views import register
 
-_BODY_LIMIT = 64 * 1024
 
-
-def create_app(settings: Settings | None = None) -> Flask:
-    """The application.
+def create_app(settings: Settings | None = None) -> WSGIApplication:
+    """The application, for any WSGI server.
 
     Args:
         settings: read from the environment if left out.
@@ -32,7 +33,17 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     settings = settings or Settings.read(os.environ)
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = _BODY_LIMIT
     app.url_map.merge_slashes = False
     register(app, settings, Upstream(settings.target))
-    return app
+    return _WithoutHost(app)
+
+
+class _WithoutHost:
+    """Middleware: nothing depends on the host that a request names, and the router fails on some that are none."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self._app = app
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ["HTTP_HOST"] = "localhost"
+        return self._app(environ, start_response)

@@ -6,8 +6,8 @@ import os
 import sys
 import threading
 from typing import Any
+from wsgiref.types import WSGIApplication
 
-from flask import Flask
 from granian.constants import HTTPModes, Interfaces
 from granian.log import LogLevels
 from granian.server.mp import MPServer
@@ -41,7 +41,7 @@ def main() -> None:
     _granian(settings, log_config).serve()
 
 
-def worker_app() -> Flask:
+def worker_app() -> WSGIApplication:
     """The application in a worker, which ends when the program that started it has died."""
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,5 +1,6 @@
 """The gateway's settings."""
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,10 @@ class Settings:
         if listen.path or not listen.port:
             raise SettingError("CELLEXPORT_HTTP_LISTEN: must be host:port, like 127.0.0.1:8080.")
         refuse_open_plaintext(environment, "CELLEXPORT_HTTP_LISTEN", listen)
+        if listen.host == "localhost":
+            listen = Address("127.0.0.1", listen.port)
+        if not _is_number(listen.host):
+            raise SettingError("CELLEXPORT_HTTP_LISTEN: needs the host's number, like 127.0.0.1:8080.")
         version = environment.text("CELLEXPORT_PERSONIUM_VERSION", "1.8.3")
         if not (version.isascii() and version.isprintable()):
             raise SettingError("CELLEXPORT_PERSONIUM_VERSION: must be printable ASCII, like 1.8.3.")
@@ -31,3 +36,11 @@ class Settings:
             listen=listen,
             personium_version=version,
         )
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

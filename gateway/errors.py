@@ -49,6 +49,7 @@ REQUEST_KEY_INVALID = Problem("PR400-EV-0002", "Request header is invalid [X-Per
 BODY_NO_JSON = Problem("PR400-CM-0004", "JSON parse error. [{}].")
 NAME_INVALID = Problem("PR400-CM-0002", "Field [Name] format error. Must be [^[a-zA-Z0-9-_]{1,192}$].")
 BODY_TOO_LARGE = Problem("PR413-CM-0001", "Request body is too large.")
+TOO_MANY = Problem("PR503-SV-0001", "Too many concurrent requests.", retry=True)
 SERVER_AWAY = Problem("PR503-SV-0002", "Server connection error.", retry=True)
 DEADLINE = Problem("PR504-SV-0001", "Request timeout in server.")
 UNEXPECTED = Problem("PR500-SV-9999", "Unknown Exception [{}]")
@@ -69,6 +70,7 @@ _BY_REASON = {
     "NO_SPACE": Problem("PR503-SV-0005", "Operation is prohibited as one or more disks are almost full."),
     "STORE_UNAVAILABLE": Problem("PR503-SV-0003", "Server error. (Lock Manager) Data lock state unknown.", retry=True),
     "SERVER_SHUTDOWN": SERVER_AWAY,
+    "DEADLINE_PASSED": DEADLINE,
     "DATA_DAMAGED": Problem("PR500-SV-0002", "Datastore unknown error."),
     "UNEXPECTED": UNEXPECTED,
 }
@@ -76,8 +78,10 @@ _BY_REASON = {
 # What grpc itself says, where the server's own code had no part in it.
 _BY_STATUS = {
     grpc.StatusCode.UNAVAILABLE: SERVER_AWAY,
+    # A server that is ending lets go of calls so.
+    grpc.StatusCode.CANCELLED: SERVER_AWAY,
     grpc.StatusCode.DEADLINE_EXCEEDED: DEADLINE,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Problem("PR503-SV-0001", "Too many concurrent requests.", retry=True),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: TOO_MANY,
 }
 
 # Which entry of the ErrorInfo's metadata fills a text in.

@@ -1,22 +1,21 @@
 """What is served: the routes, the order of checks, the headers, and what is forwarded to the server."""
 
-import json
 import logging
 import secrets
 
 import grpc
 from flask import Flask, Response, g, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from cellexport import client, request_key
 from gateway import errors, render
+from gateway.body import Bodies
 from gateway.config import Settings
 from gateway.errors import ApiError
 from gateway.upstream import Upstream
 
 _METHODS = "GET, HEAD, POST, OPTIONS"
 _CREDENTIAL_LIMIT = 4096
-_ECHO_LIMIT = 100
 _EXPOSED = (
     "X-Personium-Version, X-Personium-RequestKey, WWW-Authenticate, Location, Retry-After, ETag, Preference-Applied"
 )
@@ -46,12 +45,14 @@ class _Views:
         self._unit_url = settings.unit_url
         self._version = settings.personium_version
         self._upstream = upstream
+        self._bodies = Bodies()
 
     def get(self, cell: str) -> Response:
         return _json(render.status(self._upstream.get(_utf8(cell), _metadata())))
 
     def start(self, cell: str) -> Response:
-        self._upstream.start(_utf8(cell), _name(), _metadata())
+        name = self._bodies.name(request.environ)
+        self._upstream.start(_utf8(cell), name, _metadata())
         response = Response(status=202)
         response.headers["Location"] = f"{self._unit_url}{cell}/__export"
         del response.headers["Content-Type"]
@@ -108,8 +109,6 @@ class _Views:
             return self.refuse(ApiError(errors.URI_UNKNOWN))
         if isinstance(error, MethodNotAllowed):
             return self.refuse(ApiError(errors.METHOD_NOT_ALLOWED))
-        if isinstance(error, RequestEntityTooLarge):
-            return self.refuse(ApiError(errors.BODY_TOO_LARGE))
         return self.refuse_unexpected(error)
 
     def refuse_unexpected(self, error: Exception) -> Response:
@@ -157,20 +156,3 @@ def _forwardable(authorization: str) -> str:
 
 def _is_plain(value: str) -> bool:
     return len(value) <= _CREDENTIAL_LIMIT and value.isascii() and value.isprintable()
-
-
-def _name() -> str | None:
-    """The `Name` in a POST's body; None if there is none."""
-    body = request.get_data(cache=False)
-    if not body:
-        return None
-    try:
-        content = json.loads(body.decode())
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise ApiError(errors.BODY_NO_JSON, body.decode("utf-8", "replace")[:_ECHO_LIMIT])
-    name = content.get("Name")
-    if name is not None and not isinstance(name, str):
-        raise ApiError(errors.NAME_INVALID)
-    return name if name is None else name.encode("utf-8", "replace").decode()

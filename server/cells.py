@@ -15,6 +15,7 @@ from server.errors import Refusal, Refused
 from server.model import Cell
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
+_OWNER_LIMIT = 2048
 _FILE_LIMIT = 1024 * 1024
 _REMEMBERED_CELLS = 20_000
 
@@ -32,14 +33,19 @@ class CellDirectory:
         self._root = os.fspath(root)
         self._memory: OrderedDict[str, tuple[_Version, Cell]] = OrderedDict()
 
+    @staticmethod
+    def require_name(name: str) -> None:
+        """Raise `Refused` with CELL_NOT_FOUND if no cell can have that name."""
+        if not _NAME.fullmatch(name):
+            raise Refused(Refusal.CELL_NOT_FOUND)
+
     def find(self, name: str) -> Cell:
         """The cell of that name.
 
         Raises:
             Refused: CELL_NOT_FOUND; DATA_DAMAGED if its access file can't be used.
         """
-        if not _NAME.fullmatch(name):
-            raise Refused(Refusal.CELL_NOT_FOUND)
+        self.require_name(name)
         path = f"{self._root}/{name}/cell.toml"
         version = _version(path)
         known = self._memory.get(name)
@@ -59,11 +65,11 @@ class CellDirectory:
         try:
             with Path(path).open("rb") as file:
                 content = tomllib.loads(file.read(_FILE_LIMIT).decode())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise _damaged(path, str(error)) from error
         owner = content.get("owner")
-        if not isinstance(owner, str) or not owner:
-            raise _damaged(path, "there is no owner")
+        if not isinstance(owner, str) or not 0 < len(owner) <= _OWNER_LIMIT:
+            raise _damaged(path, f"there is no owner of at most {_OWNER_LIMIT} characters")
         return Cell(name=name, owner=owner)
 
 

@@ -62,6 +62,7 @@ class Refusal(Enum):
         grpc.StatusCode.UNAVAILABLE, "PR503-SV-0003", "Server error. (Lock Manager) Data lock state unknown.", True
     )
     SERVER_SHUTDOWN = Row(grpc.StatusCode.UNAVAILABLE, "PR503-SV-0002", "Server connection error.", True)
+    DEADLINE_PASSED = Row(grpc.StatusCode.DEADLINE_EXCEEDED, "PR504-SV-0001", "Request timeout in server.")
     DATA_DAMAGED = Row(grpc.StatusCode.DATA_LOSS, "PR500-SV-0002", "Datastore unknown error.")
     UNEXPECTED = Row(grpc.StatusCode.INTERNAL, "PR500-SV-9999", "Unknown Exception.")
 

@@ -13,7 +13,7 @@ from typing import Any, Never
 import grpc
 from google.protobuf import duration_pb2
 from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
@@ -34,7 +34,7 @@ class Call:
 
     request_key: str
     identity: Identity
-    # The cell that the message names; None for methods that are about the unit.
+    # The cell that the message names; None for the methods of exporters.
     cell: Cell | None
 
 
@@ -66,7 +66,7 @@ class Guard:
             {
                 method.name: grpc.unary_unary_rpc_method_handler(
                     self._wrap(method.name, *methods[method.name]),
-                    request_deserializer=GetMessageClass(method.input_type).FromString,
+                    request_deserializer=_deserializer(GetMessageClass(method.input_type)),
                     response_serializer=GetMessageClass(method.output_type).SerializeToString,
                 )
                 for method in service.methods
@@ -75,11 +75,15 @@ class Guard:
 
     def _wrap(self, name: str, privilege: Privilege, method: Method) -> Callable[[Any, Context], Awaitable[Message]]:
         async def guarded(request: Any, context: Context) -> Message:
+            if request is None:
+                _log.info("refused", extra={"reason": "undecodable message", "method": name})
+                await context.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
             key = ""
             try:
                 metadata = context.invocation_metadata() or ()
                 key = _key(metadata)
                 call = self._admit(request, metadata, key, privilege)
+                _require_time(context)
                 answer = await method(request, call)
                 context.set_trailing_metadata(((request_key.METADATA, key),))
                 return answer
@@ -94,9 +98,37 @@ class Guard:
         return guarded
 
     def _admit(self, request: Any, metadata: Any, key: str, privilege: Privilege) -> Call:
-        cell = self._cells.find(request.cell) if hasattr(request, "cell") else None
+        cell = self._cell(request, privilege)
         identity = self._judge.judge(_credentials(metadata), cell, privilege)
         return Call(key, identity, cell)
+
+    def _cell(self, request: Any, privilege: Privilege) -> Cell | None:
+        if not hasattr(request, "cell"):
+            return None
+        if privilege is Privilege.EXPORT_REPORT:
+            # An export under way goes on, and ends, whatever becomes of its cell's access file meanwhile.
+            self._cells.require_name(request.cell)
+            return None
+        return self._cells.find(request.cell)
+
+
+def _deserializer(message: type[Message]) -> Callable[[bytes], Message | None]:
+    """Bytes that are no such message become None: what grpc says of them by itself shows our insides."""
+
+    def deserialize(data: bytes) -> Message | None:
+        try:
+            return message.FromString(data)
+        except DecodeError:
+            return None
+
+    return deserialize
+
+
+def _require_time(context: Context) -> None:
+    """What nobody waits for any more must not be done."""
+    remaining: float | None = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        raise Refused(Refusal.DEADLINE_PASSED)
 
 
 def _values(metadata: Any, name: str) -> tuple[str, ...]:

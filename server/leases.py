@@ -47,6 +47,7 @@ class LeaseWatch:
         self._deadlines: dict[str, tuple[int, float]] = {}
         self._checked_at = monotonic()
         self._away = False
+        self._refused_writes = 0
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -68,7 +69,7 @@ class LeaseWatch:
                 _log.error("the store can't be used", extra={"reason": refused.refusal.name, "note": refused.note})
             self._away = True
         except Exception:
-            # Whatever it was: a watch that has ended would leave every later export in progress for ever.
+            # Whatever it was: a watch that has ended would leave every export in progress for ever.
             _log.exception("unexpected error")
 
     async def _check_store(self) -> None:
@@ -81,9 +82,15 @@ class LeaseWatch:
         """Look once, and end what is over."""
         records = await self._store.underway()
         now = self._monotonic()
+        if self._registry.refused_writes != self._refused_writes:
+            # Reports may have been among them.
+            self._refused_writes = self._registry.refused_writes
+            self._deadlines.clear()
         self._deadlines = {record.cell: self._deadline(record, now) for record in records}
         for record in records:
             if self._deadlines[record.cell][1] <= now:
+                # If this one can't be ended now, it has its turn again, and the others have theirs.
+                self._deadlines[record.cell] = record.revision, now + self._lease_seconds
                 await self._end(record)
 
     def _deadline(self, record: CellRecord, now: float) -> tuple[int, float]:
@@ -102,11 +109,7 @@ class LeaseWatch:
         return min(self._queue_seconds, max(0, self._queue_seconds - waited))
 
     async def _end(self, record: CellRecord) -> None:
-        try:
-            ended = await self._registry.expire(record)
-        except OSError as error:
-            _log.error("the snapshot directory can't be read", extra={"cell": record.cell, "error": str(error)})
-            return
+        ended = await self._registry.expire(record)
         if ended is not None and ended.last_outcome is not None:
             outcome = ended.last_outcome
             _log.warning(

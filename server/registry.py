@@ -73,6 +73,8 @@ class Registry:
         self._clock = clock
         self._queued = asyncio.Event()
         self._closing = False
+        # How often the store refused a write: what was to be written may have been a sign of life.
+        self.refused_writes = 0
         self._afterwork: set[asyncio.Task[None]] = set()
 
     async def get(self, cell: str) -> CellRecord:
@@ -213,7 +215,11 @@ class Registry:
         if following is None:
             return None
         following = replace(following, revision=record.revision + 1, updated_at=self._clock())
-        return following if await self._store.replace(following) else None
+        try:
+            return following if await self._store.replace(following) else None
+        except Refused:
+            self.refused_writes += 1
+            raise
 
     def _free_name(self, cell: str, name: str | None) -> str:
         if name is not None:

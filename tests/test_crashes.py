@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -134,6 +134,19 @@ def test_a_server_that_is_told_to_end_does_so_though_exporters_wait(unit: Unit) 
     unit.start_server()
     unit.begin("after")
     assert unit.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
+
+
+def test_while_a_server_is_replaced_callers_are_told_to_come_again_and_nothing_else(unit: Unit) -> None:
+    server = unit.start_server()
+    unit.start_gateway()
+    with ExitStack() as stack:
+        watches = [stack.enter_context(watching(unit)) for _ in range(8)]
+        for _ in range(4):
+            eventually(lambda: all(answers and answers[-1][1] == 200 for answers in watches))
+            assert server.terminate() == 0
+            server = unit.start_server()
+    seen = {(status, text) for answers in watches for _, status, text in answers}
+    assert seen <= {(200, "ready"), (503, "PR503-SV-0002")}
 
 
 def test_an_exporter_that_was_paused_past_its_lease_publishes_nothing(busy_unit: Unit) -> None:

@@ -1,7 +1,12 @@
 """What an exporter may and may not do with its lease, over the real service."""
 
+import os
+import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -130,7 +135,8 @@ def test_only_the_lease_that_was_given_counts(unit: Unit, exporter: HandExporter
     assert refusal(epoch=claimed.lease.epoch + 1) == ("ABORTED", "LEASE_LOST")
     assert refusal(export_id="another") == ("NOT_FOUND", "EXPORT_NOT_FOUND")
     assert refusal(cell="other") == ("NOT_FOUND", "EXPORT_NOT_FOUND")
-    assert refusal(cell="unknown") == ("NOT_FOUND", "CELL_NOT_FOUND")
+    assert refusal(cell="unknown") == ("NOT_FOUND", "EXPORT_NOT_FOUND")
+    assert refusal(cell="../demo") == ("NOT_FOUND", "CELL_NOT_FOUND")
     assert unit.get() == before
 
 
@@ -242,3 +248,104 @@ def test_acknowledged_progress_survives_the_death_of_the_server_and_the_lease_be
 
     eventually(lambda: answered(exporter.report, claimed, 2, 65), within=unit.lease_seconds)
     assert unit.get().exportation.progress_percent == 65
+
+
+def odd_compression(path: Path) -> None:
+    deep_manifest(path)
+    content = bytearray(path.read_bytes())
+    # The method of the entry, in the directory at the end: one that nobody knows.
+    content[content.index(b"PK\x01\x02") + 10] = 99
+    path.write_bytes(content)
+
+
+def deep_manifest(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as odd:
+        odd.writestr("00_manifest.json", "[" * 60_000)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        odd_compression,
+        deep_manifest,
+        os.mkfifo,
+        lambda path: path.mkdir(),
+        lambda path: path.write_bytes(b"PK"),
+        lambda path: path.symlink_to(path),
+    ],
+    ids=["compression", "deep", "pipe", "directory", "text", "loop"],
+)
+def test_whatever_stands_in_a_snapshots_place_an_export_ends(
+    unit: Unit, exporter: HandExporter, make: Callable[[Path], object]
+) -> None:
+    unit.add_cell("other")
+    unit.begin("odd")
+    unit.begin(cell="other")
+    exporter.must_claim()
+    exporter.must_claim()
+    (unit.snapshots / "demo").mkdir(parents=True)
+    make(unit.snapshots / "demo" / "odd.zip")
+    assert unit.wait_until_ready(within=4).last_outcome.reason == Outcome.REASON_LEASE_EXPIRED
+    unit.wait_until_ready("other", within=1)
+
+
+def test_an_export_ends_though_there_is_no_place_for_snapshots(unit: Unit) -> None:
+    unit.snapshots.write_bytes(b"a file")
+    unit.start_server(CELLEXPORT_QUEUE_SECONDS="1")
+    unit.begin()
+    assert unit.wait_until_ready(within=3).last_outcome.reason == Outcome.REASON_QUEUE_TIMEOUT
+
+
+def test_a_store_that_refuses_reports_costs_no_living_exporter_its_lease(unit: Unit, exporter: HandExporter) -> None:
+    unit.begin()
+    claimed = exporter.must_claim()
+    other = sqlite3.connect(unit.directory / "export.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    locked = time.monotonic()
+    sequence = 1
+    while time.monotonic() - locked < unit.lease_seconds + 0.5:
+        sequence += 1
+        assert not answered(exporter.report, claimed, sequence, sequence)
+    other.close()
+    threading.Event().wait(0.3)
+    exporter.report(claimed, sequence + 1, 50)
+    assert unit.get().exportation.progress_percent == 50
+
+
+def test_a_living_export_outlasts_a_damaged_access_file(unit: Unit, exporter: HandExporter) -> None:
+    unit.begin()
+    claimed = exporter.must_claim()
+    access = unit.directory / "cells" / "demo" / "cell.toml"
+    kept = access.read_bytes()
+    access.write_bytes(b"owner = " + b"[" * 100_000)
+    exporter.report(claimed, 1, 1)
+    with pytest.raises(grpc.RpcError) as error:
+        unit.get()
+    assert refused(error) == ("DATA_LOSS", "DATA_DAMAGED")
+    exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
+    access.write_bytes(kept)
+    assert unit.get().state == CellExport.STATE_READY
+
+
+def test_a_message_that_is_none_shows_nothing_of_our_insides(unit: Unit, exporter: HandExporter) -> None:
+    with unit.channel() as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            "/cellexport.v1.CellExportService/GetCellExport"
+        )
+        for message in (b"\xff\xff\xff", b"\x0a\x02\xff\xfe", b"\x0a\x7f"):
+            with pytest.raises(grpc.RpcError) as error:
+                call(message, metadata=exporter.metadata, timeout=5)
+            assert (error.value.code().name, error.value.details()) == ("INTERNAL", "Exception deserializing request!")
+    assert "Traceback" not in unit.programs[0].log.read_text()
+
+
+def test_an_exporter_whose_token_is_refused_in_the_middle_ends(unit: Unit) -> None:
+    with (unit.directory / "cells" / "demo" / "webdav" / "huge").open("wb") as huge:
+        huge.truncate(50 * 1024**3)
+    server = unit.start_server()
+    exporter = unit.start_exporter()
+    unit.begin()
+    eventually(lambda: unit.get().exportation.bytes_done > 0)
+    server.kill()
+    unit.start_server(CELLEXPORT_MASTER_TOKEN="changed")
+    assert exporter.process.wait(15) == 2

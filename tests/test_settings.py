@@ -33,6 +33,7 @@ BAD = [
     ("server.exporter", "CELLEXPORT_EXPORTER_TOKEN", "non-ascii-é"),
     ("gateway", "CELLEXPORT_HTTP_LISTEN", "[::]:8080"),
     ("gateway", "CELLEXPORT_HTTP_LISTEN", "unix:/tmp/x"),
+    ("gateway", "CELLEXPORT_HTTP_LISTEN", "127.0.0.1:" + "8" * 5000),
     ("gateway", "CELLEXPORT_GRPC_TARGET", "10.0.0.1:50051"),
     ("gateway", "CELLEXPORT_PERSONIUM_VERSION", "1.8\n3"),
 ]
@@ -89,6 +90,22 @@ def test_calls_go_over_a_unix_socket_too(unit: Unit, tmp_path: Path) -> None:
     socket = f"unix:{tmp_path}/grpc.sock"
     unit.start_server(CELLEXPORT_GRPC_LISTEN=socket)
     unit.start_gateway(CELLEXPORT_GRPC_LISTEN=socket)
+    assert unit.http().status == 200
+
+
+def test_a_unix_socket_is_not_taken_over_from_a_server_that_lives(unit: Unit, tmp_path: Path) -> None:
+    socket = f"unix:{tmp_path}/grpc.sock"
+    first = unit.start_server(CELLEXPORT_GRPC_LISTEN=socket)
+    more = {"CELLEXPORT_GRPC_LISTEN": socket, "CELLEXPORT_STORE": f"sqlite:///{tmp_path}/other.db"}
+    second = unit.start("server", **more)
+    assert second.process.wait(10) == 2
+    first.kill()
+    unit.start_server(**more)
+
+
+def test_localhost_is_a_host(unit: Unit) -> None:
+    unit.start_server()
+    unit.start_gateway(CELLEXPORT_HTTP_LISTEN=f"localhost:{unit.http_port}")
     assert unit.http().status == 200
 
 

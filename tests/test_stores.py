@@ -156,6 +156,23 @@ def test_a_file_that_is_not_ours_any_more_is_noticed(tmp_path: Path, harm: str) 
     run(path, test)
 
 
+@pytest.mark.parametrize("noticed_by", ["check", "write"])
+def test_what_somebody_else_wrote_is_noticed_and_not_believed(tmp_path: Path, noticed_by: str) -> None:
+    async def test(store: SqliteStore) -> None:
+        await store.replace(queued())
+        other = sqlite3.connect(tmp_path / "db", isolation_level=None)
+        other.executescript("DELETE FROM export; DELETE FROM cell;")
+        other.close()
+        with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
+            await (store.check() if noticed_by == "check" else store.replace(FULL))
+        with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
+            await store.check()
+        with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
+            await store.read("demo")
+
+    run(tmp_path / "db", test)
+
+
 def test_a_lock_held_by_somebody_else_fails_writes_and_not_reads(tmp_path: Path) -> None:
     async def test(store: SqliteStore) -> None:
         await store.replace(queued())

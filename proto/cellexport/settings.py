@@ -1,7 +1,9 @@
 """Settings, read from the environment: every value is checked where it is read, and a bad one names its variable."""
 
+import errno
 import ipaddress
 import math
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,10 +73,20 @@ class Address:
     def probe(self) -> None:
         """Raise OSError if the address can't be listened on, because another program does or it is not ours."""
         if self.path:
+            self._probe_unix()
             return
         with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((self.host, self.port))
+
+    def _probe_unix(self) -> None:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(self.path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                # Nobody, or one who has died and left the socket behind.
+                return
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def is_loopback(host: str) -> bool:
@@ -152,7 +164,7 @@ class Environment:
                 raise SettingError(f"{name}: a unix socket needs an absolute path, like unix:/run/export.sock.")
             return Address("", 0, path)
         host, _, port = value.rpartition(":")
-        if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        if not host or not (port.isascii() and port.isdecimal() and len(port) <= 5) or int(port) > 65535:
             raise SettingError(f"{name}: must be host:port, like {default}.")
         return Address(host.removeprefix("[").removesuffix("]"), int(port))
 

@@ -10,8 +10,10 @@ published it fails. So an exporter that was paused and wakes up can't publish wh
 
 import fcntl
 import json
+import logging
 import os
 import re
+import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +24,8 @@ MANIFEST = "00_manifest.json"
 
 _PART = re.compile(r"(?P<name>[A-Za-z0-9_-]+)\.[0-9a-f]+\.(?P<epoch>[0-9]+)\.part", re.ASCII)
 _MANIFEST_LIMIT = 64 * 1024
+
+_log = logging.getLogger(__name__)
 
 
 class NameTakenError(Exception):
@@ -61,9 +65,7 @@ class SnapshotArea:
         if self.exists(cell, name):
             raise NameTakenError
         path = directory / _part_name(name, export_id, epoch)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w+b", buffering=1024 * 1024) as file:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with os.fdopen(_locked(path), "w+b", buffering=1024 * 1024) as file:
             self._error(cell, name).unlink(missing_ok=True)
             try:
                 yield Part(path, self._zip(cell, name), file)
@@ -79,15 +81,13 @@ class SnapshotArea:
         If it had not, leave a note of the reason.
         """
         try:
-            with suppress(FileNotFoundError):
-                (self._root / cell / _part_name(name, export_id, epoch)).unlink()
+            (self._root / cell / _part_name(name, export_id, epoch)).unlink(missing_ok=True)
             if self._published_by(cell, name, export_id, epoch):
                 return True
-        except PermissionError:
-            # The directory is not ours to see: the next exporter of the cell takes the part away.
-            return False
-        with suppress(OSError):
             self.note(cell, name, "INTERRUPTED", reason)
+        except OSError as error:
+            # The directory is not ours to see, or none: the next exporter of the cell takes the part away.
+            _log.warning("the snapshot directory can't be used", extra={"cell": cell, "error": str(error)})
         return False
 
     def note(self, cell: str, name: str, result: str, reason: str) -> None:
@@ -123,10 +123,11 @@ class SnapshotArea:
 
     def _published_by(self, cell: str, name: str, export_id: str, epoch: int) -> bool:
         try:
-            with zipfile.ZipFile(self._zip(cell, name)) as snapshot, snapshot.open(MANIFEST) as member:
-                manifest = json.loads(member.read(_MANIFEST_LIMIT))
-        except (FileNotFoundError, KeyError, ValueError, zipfile.BadZipFile):
+            descriptor = os.open(self._zip(cell, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        with os.fdopen(descriptor, "rb") as file:
+            manifest = _manifest(file) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
         return isinstance(manifest, dict) and (manifest.get("export_id"), manifest.get("epoch")) == (export_id, epoch)
 
     def _zip(self, cell: str, name: str) -> Path:
@@ -174,6 +175,15 @@ class Part:
             raise
 
 
+def _manifest(file: BinaryIO) -> object:
+    """The manifest of a zip, or None if that is no snapshot of ours, whatever else it is."""
+    try:
+        with zipfile.ZipFile(file) as snapshot, snapshot.open(MANIFEST) as member:
+            return json.loads(member.read(_MANIFEST_LIMIT))
+    except Exception:
+        return None
+
+
 def _sync_directory(path: Path) -> None:
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -184,6 +194,16 @@ def _sync_directory(path: Path) -> None:
 
 def _part_name(name: str, export_id: str, epoch: int) -> str:
     return f"{name}.{export_id}.{epoch}.part"
+
+
+def _locked(path: Path) -> int:
+    """A new file, locked: one that a sweep took away before it was locked is made again."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.exists():
+            return descriptor
+        os.close(descriptor)
 
 
 def _parts(directory: Path) -> list[Path]:

@@ -9,13 +9,24 @@ from collections.abc import Callable
 import grpc
 
 from cellexport import client
-from cellexport.v1.error_reason_pb2 import ErrorReason
 from cellexport.v1.exporter_pb2 import ClaimedExport, Progress, ReportProgressRequest
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 
 # At most five reports a second.
 _SHORTEST_SECONDS = 0.2
 _RETRY_SECONDS = 0.5
+
+# What a server may get over. With any other answer there is nothing to wait for: the lease runs out.
+TRANSIENT = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +63,7 @@ class Heartbeat:
         self._over = threading.Event()
         self._heard = True
         self.lost = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
         self._thread.start()
@@ -76,6 +87,14 @@ class Heartbeat:
                 raise LeaseLostError
             stop()
             self._over.wait(_jittered(_RETRY_SECONDS))
+
+    def _beat(self) -> None:
+        try:
+            self._run()
+        except Exception:
+            # A lease that nobody renews will be lost; to know it now is better than to find out.
+            _log.exception("unexpected error", extra={"cell": self._claimed.cell})
+            self.lost.set()
 
     def _run(self) -> None:
         told, told_at = None, 0.0
@@ -108,11 +127,11 @@ class Heartbeat:
             return True
 
     def _take(self, error: grpc.RpcError) -> None:
-        if is_loss(error):
-            _log.error("the lease is lost", extra={"cell": self._claimed.cell, "reason": reason(error)})
-            self.lost.set()
-        else:
+        if error.code() in TRANSIENT:
             self._say_heard(heard=False, why=reason(error))
+            return
+        _log.error("the lease is lost", extra={"cell": self._claimed.cell, "reason": reason(error)})
+        self.lost.set()
 
     def _say_heard(self, *, heard: bool, why: str = "") -> None:
         labels = {"cell": self._claimed.cell}
@@ -121,22 +140,6 @@ class Heartbeat:
         if self._heard and not heard:
             _log.warning("the server takes no reports: trying again", extra=labels | {"reason": why})
         self._heard = heard
-
-
-_LOSSES = frozenset(
-    ErrorReason.Name(value)
-    for value in (
-        ErrorReason.LEASE_LOST,
-        ErrorReason.LEASE_NOT_HELD,
-        ErrorReason.EXPORT_NOT_FOUND,
-        ErrorReason.CELL_NOT_FOUND,
-    )
-)
-
-
-def is_loss(error: grpc.RpcError) -> bool:
-    """Whether the server says that the export is not ours any more."""
-    return reason(error) in _LOSSES
 
 
 def reason(error: grpc.RpcError) -> str:

@@ -19,7 +19,7 @@ from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 from server.exporter import snapshot
 from server.exporter.area import FencedError, NameTakenError, SnapshotArea
 from server.exporter.bar import Bar
-from server.exporter.heartbeat import Heartbeat, LeaseLostError, is_loss, reason
+from server.exporter.heartbeat import TRANSIENT, Heartbeat, LeaseLostError, reason
 from server.exporter.snapshot import StoppedError, Subject
 from server.exporter.tally import Tally
 from server.exporter.walk import SourceChangedError, SourceError
@@ -32,18 +32,6 @@ _PATIENCE_SECONDS = 3.0
 _FAREWELL_SECONDS = 3.0
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REFUSALS = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
-# What the server may get over.
-_TRANSIENT = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
-    }
-)
-
 _log = logging.getLogger(__name__)
 
 
@@ -203,7 +191,7 @@ class Runner:
                 self._stub.FinishExport(request, metadata=self._metadata, timeout=_CALL_SECONDS)
                 return
             except grpc.RpcError as error:
-                if is_loss(error) or error.code() not in _TRANSIENT:
+                if error.code() not in TRANSIENT:
                     _log.error("the end of the export was refused", extra={"reason": reason(error)})
                     return
                 if self._stopping.is_set() and time.monotonic() > last_try:

@@ -7,6 +7,8 @@ from cellexport.v1.exporter_pb2 import Progress
 # An entry counts as much work as this many bytes, so that neither a huge file nor a million small ones looks like a
 # stall.
 _ENTRY_WEIGHT = 4096
+# A report may hold no larger numbers than 2^60; files can claim to be larger together.
+_LARGEST = 2**59
 
 
 @dataclass(slots=True)
@@ -20,8 +22,8 @@ class Tally:
 
     def progress(self) -> Progress:
         """What to report. Where more was found than had been counted, the totals grow with it."""
-        entries, size = self.entries_done, self.bytes_done
-        entries_total, bytes_total = self.entries_total, self.bytes_total
+        entries, size = self.entries_done, min(self.bytes_done, _LARGEST)
+        entries_total, bytes_total = self.entries_total, min(self.bytes_total, _LARGEST)
         if not entries_total:
             return Progress()
         entries_total, bytes_total = max(entries, entries_total), max(size, bytes_total)

@@ -36,6 +36,7 @@ class SqliteStore:
         self._lock = lock
         self._executor = executor
         self._identity = sqlite_file.identity(path)
+        self._foreign_writes: int | None = None
         self._trusted = False
         self._memory: OrderedDict[str, CellRecord] = OrderedDict()
         self._underway: dict[str, CellRecord] = {}
@@ -80,7 +81,9 @@ class SqliteStore:
 
     async def check(self) -> None:
         try:
-            await self._run(sqlite_file.check, self._connection, self._path, self._identity)
+            if self._foreign_writes is None:
+                self._foreign_writes = await self._run(sqlite_file.foreign_writes, self._connection)
+            await self._run(sqlite_file.check, self._connection, self._path, self._identity, self._foreign_writes)
             if not self._trusted:
                 await self._recall()
         except Refused:
@@ -97,7 +100,13 @@ class SqliteStore:
         written = await self._run(sqlite_rows.replace_record, self._connection, record)
         if written:
             self._remember(record)
-        return written
+            return True
+        known = self._known(record.cell)
+        if known is not None and known.revision == record.revision - 1:
+            # We wrote what it follows, and it is not there: somebody else was at the file.
+            self._trusted = False
+            raise Refused(Refusal.STORE_UNAVAILABLE, note=f"{self._path} was written to by another program")
+        return False
 
     async def _recall(self) -> None:
         """Fill the memory from the file."""

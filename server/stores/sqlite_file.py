@@ -131,20 +131,26 @@ def identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def check(connection: sqlite3.Connection, path: Path, opened: tuple[int, int]) -> None:
-    """Look whether the file is still the one that was opened.
+def foreign_writes(connection: sqlite3.Connection) -> int:
+    """A number that changes when somebody else writes to the file."""
+    (version,) = connection.execute("PRAGMA data_version").fetchone()
+    return int(version)
+
+
+def check(connection: sqlite3.Connection, path: Path, opened: tuple[int, int], writes: int) -> None:
+    """Look whether the file is still the one that was opened, and holds what was written to it.
 
     Raises:
         Refused: STORE_UNAVAILABLE
     """
     try:
         _require_magic(path)
-        same = identity(path) == opened
+        same = identity(path) == opened and foreign_writes(connection) == writes
     except (OSError, StoreError):
         same = False
     if not same:
         raise Refused(
             Refusal.STORE_UNAVAILABLE,
-            note=f"{path} was removed, replaced or damaged: put it back, or start the server anew",
+            note=f"{path} was removed, replaced, damaged or written to by another program: start the server anew",
         )
     connection.execute("SELECT count(*) FROM export").fetchone()

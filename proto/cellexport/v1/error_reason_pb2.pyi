@@ -109,6 +109,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     the log.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
+    DEADLINE_PASSED: _ErrorReason.ValueType  # 22
+    """DEADLINE_PASSED means: the call's deadline had passed before it was begun. It was not done.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is why a call was refused: the `reason` of the google.rpc.ErrorInfo in the status, for callers to branch
@@ -200,6 +204,10 @@ buf:lint:ignore ENUM_VALUE_PREFIX
 UNEXPECTED: ErrorReason.ValueType  # 21
 """UNEXPECTED means: something else went wrong. The ErrorInfo's metadata holds an id, as `error_id`, that is found in
 the log.
+buf:lint:ignore ENUM_VALUE_PREFIX
+"""
+DEADLINE_PASSED: ErrorReason.ValueType  # 22
+"""DEADLINE_PASSED means: the call's deadline had passed before it was begun. It was not done.
 buf:lint:ignore ENUM_VALUE_PREFIX
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

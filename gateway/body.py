@@ -1,0 +1,76 @@
+"""The body of a start: at most 64 KiB of JSON, and whole.
+
+A WSGI server's read ends when the client sends or goes, and can't be cut short: with Granian, to answer while another
+thread still reads stops the whole worker. So only a few of the threads may read at a time: clients that send nothing
+cost each other their starts, and nobody a status.
+"""
+
+import json
+import threading
+from wsgiref.types import InputStream, WSGIEnvironment
+
+from gateway import errors
+from gateway.errors import ApiError
+
+_LIMIT = 64 * 1024
+_ECHO_LIMIT = 100
+# Well below the number of threads that serve requests.
+_MOST_READERS = 8
+
+
+class Bodies:
+    """Reads bodies of requests."""
+
+    def __init__(self) -> None:
+        self._readers = threading.BoundedSemaphore(_MOST_READERS)
+
+    def name(self, environ: WSGIEnvironment) -> str | None:
+        """The `Name` in a request's body; None if there is none.
+
+        Raises:
+            ApiError: BODY_TOO_LARGE, BODY_NO_JSON, NAME_INVALID, TOO_MANY
+        """
+        body = self._read(environ)
+        if not body:
+            return None
+        try:
+            content = json.loads(body.decode())
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            raise _no_json(body)
+        name = content.get("Name")
+        if name is not None and not isinstance(name, str):
+            raise ApiError(errors.NAME_INVALID)
+        return name if name is None else name.encode("utf-8", "replace").decode()
+
+    def _read(self, environ: WSGIEnvironment) -> bytes:
+        length = environ.get("CONTENT_LENGTH") or ""
+        if not length and not environ.get("HTTP_TRANSFER_ENCODING"):
+            return b""
+        promised = int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else None
+        if (promised is None and length) or (promised or 0) > _LIMIT:
+            raise ApiError(errors.BODY_TOO_LARGE)
+        if promised == 0:
+            return b""
+        body = self._read_up_to(environ["wsgi.input"], promised or _LIMIT + 1)
+        if len(body) > _LIMIT:
+            raise ApiError(errors.BODY_TOO_LARGE)
+        # Cut short, or in pieces that don't fit: whatever this was to be, it is not what was meant.
+        if not body or (promised is not None and len(body) < promised):
+            raise _no_json(body)
+        return body
+
+    def _read_up_to(self, stream: InputStream, size: int) -> bytes:
+        if not self._readers.acquire(blocking=False):
+            raise ApiError(errors.TOO_MANY)
+        try:
+            return stream.read(size)
+        except OSError:
+            return b""
+        finally:
+            self._readers.release()
+
+
+def _no_json(body: bytes) -> ApiError:
+    return ApiError(errors.BODY_NO_JSON, body.decode("utf-8", "replace")[:_ECHO_LIMIT])
