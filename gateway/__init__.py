@@ -2,7 +2,9 @@
 
 It knows HTTP, the words of the document, and the stub; it decides nothing and adds no authority. The way of a request:
 
-    `views`      routes, the order of checks, what is forwarded
+    `overrides`  headers that stand in for others, before anything else looks at them
+    `views`      routes, the order of checks, headers
+    `forwarding` what of the request the server gets to know
     `body`       what a start may say
     `upstream`   the call, and its deadline
     `render`     the status in the document's words
@@ -18,8 +20,9 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from flask import Flask
 
 from gateway.config import Settings
+from gateway.overrides import HeaderOverride, MethodOverride
 from gateway.upstream import Upstream
-from gateway.views import register
+from gateway.views import METHODS, register
 
 
 def create_app(settings: Settings | None = None) -> WSGIApplication:
@@ -35,7 +38,8 @@ def create_app(settings: Settings | None = None) -> WSGIApplication:
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     register(app, settings, Upstream(settings.target))
-    return _WithoutHost(app)
+    overridden = HeaderOverride(app) if settings.x_override else app
+    return _WithoutHost(MethodOverride(overridden, frozenset(METHODS)))
 
 
 class _WithoutHost:

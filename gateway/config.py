@@ -14,6 +14,7 @@ class Settings:
     target: str
     listen: Address
     personium_version: str
+    x_override: bool
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Settings":
@@ -35,6 +36,7 @@ class Settings:
             target=client.target(environment),
             listen=listen,
             personium_version=version,
+            x_override=environment.choice("CELLEXPORT_X_OVERRIDE", "on", "off") == "on",
         )
 
 

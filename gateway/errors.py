@@ -46,6 +46,7 @@ class ApiError(Exception):
 URI_UNKNOWN = Problem("PR404-MC-0001", "URI is not recognized.")
 METHOD_NOT_ALLOWED = Problem("PR405-MC-0001", "Method not allowed.")
 REQUEST_KEY_INVALID = Problem("PR400-EV-0002", "Request header is invalid [X-Personium-RequestKey].")
+HEADER_INVALID = Problem("PR400-OD-0041", "Request header {}.")
 BODY_NO_JSON = Problem("PR400-CM-0004", "JSON parse error. [{}].")
 NAME_INVALID = Problem("PR400-CM-0002", "Field [Name] format error. Must be [^[a-zA-Z0-9-_]{1,192}$].")
 BODY_TOO_LARGE = Problem("PR413-CM-0001", "Request body is too large.")
@@ -59,6 +60,7 @@ _BY_REASON = {
     "CREDENTIALS_MISSING": Problem("PR401-AU-0001", "Authorization required."),
     "SCHEME_UNKNOWN": Problem("PR401-AU-0003", "Invalid authentication scheme."),
     "BASIC_MALFORMED": Problem("PR401-AU-0004", "Basic auth format error."),
+    "COOKIE_REJECTED": Problem("PR401-AU-0009", "Authentication failed."),
     "TOKEN_INVALID": Problem("PR401-AU-0006", "Token parse error.", invalid_token=True),
     "PRIVILEGE_LACKING": Problem("PR403-AU-0002", "Necessary privilege is lacking."),
     "CELL_NOT_FOUND": Problem("PR404-DV-0003", "Cell not found."),

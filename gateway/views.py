@@ -1,6 +1,7 @@
-"""What is served: the routes, the order of checks, the headers, and what is forwarded to the server."""
+"""What is served: the routes, the order of checks, and the headers."""
 
 import logging
+import re
 import secrets
 
 import grpc
@@ -8,14 +9,17 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from cellexport import client, request_key
-from gateway import errors, render
+from gateway import errors, forwarding, overrides, render
 from gateway.body import Bodies
 from gateway.config import Settings
 from gateway.errors import ApiError
 from gateway.upstream import Upstream
 
-_METHODS = "GET, HEAD, POST, OPTIONS"
-_CREDENTIAL_LIMIT = 4096
+METHODS = ("GET", "HEAD", "POST", "OPTIONS")
+_METHODS = ", ".join(METHODS)
+_WANTED_LIMIT = 1024
+_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_HEADER_NAMES = re.compile(rf"{_NAME}(?:[ \t]*,[ \t]*{_NAME})*")
 _EXPOSED = (
     "X-Personium-Version, X-Personium-RequestKey, WWW-Authenticate, Location, Retry-After, ETag, Preference-Applied"
 )
@@ -26,14 +30,14 @@ _log = logging.getLogger(__name__)
 def register(app: Flask, settings: Settings, upstream: Upstream) -> None:
     """Put the facade's routes and handlers on an application."""
     views = _Views(settings, upstream)
-    app.before_request(views.take_request_key)
-    app.before_request(views.refuse_double_slash)
+    # The order of checks: routing has its say after these.
+    for check in (views.take_request_key, views.refuse_override, views.answer_preflight, views.refuse_double_slash):
+        app.before_request(check)
     app.after_request(views.add_headers)
     rules = ("/<cell>/__export", "/<cell>/__export/")
     for rule in rules:
         app.add_url_rule(rule, "get", views.get, methods=["GET"], provide_automatic_options=False)
         app.add_url_rule(rule, "start", views.start, methods=["POST"], provide_automatic_options=False)
-        app.add_url_rule(rule, "options", views.options, methods=["OPTIONS"])
     app.register_error_handler(ApiError, views.refuse)
     app.register_error_handler(grpc.RpcError, views.refuse_call)
     app.register_error_handler(HTTPException, views.refuse_http)
@@ -48,19 +52,13 @@ class _Views:
         self._bodies = Bodies()
 
     def get(self, cell: str) -> Response:
-        return _json(render.status(self._upstream.get(_utf8(cell), _metadata())))
+        return _json(render.status(self._upstream.get(_utf8(cell), self._metadata())))
 
     def start(self, cell: str) -> Response:
         name = self._bodies.name(request.environ)
-        self._upstream.start(_utf8(cell), name, _metadata())
+        self._upstream.start(_utf8(cell), name, self._metadata())
         response = Response(status=202)
         response.headers["Location"] = f"{self._unit_url}{cell}/__export"
-        del response.headers["Content-Type"]
-        return response
-
-    def options(self, cell: str) -> Response:
-        response = Response()
-        response.headers["Allow"] = _METHODS
         del response.headers["Content-Type"]
         return response
 
@@ -69,6 +67,24 @@ class _Views:
         g.request_key = key if request_key.is_valid(key) else request_key.generate()
         if key and key != g.request_key:
             raise ApiError(errors.REQUEST_KEY_INVALID)
+
+    def refuse_override(self) -> None:
+        why = request.environ.get(overrides.REFUSED)
+        if why:
+            raise ApiError(errors.HEADER_INVALID, f"X-Override value is invalid [{why}]")
+
+    def answer_preflight(self) -> Response | None:
+        if request.method != "OPTIONS":
+            return None
+        response = Response()
+        del response.headers["Content-Type"]
+        response.headers["Allow"] = _METHODS
+        response.headers["Access-Control-Allow-Methods"] = _METHODS
+        response.headers["Access-Control-Max-Age"] = "86400"
+        wanted = request.headers.get("Access-Control-Request-Headers", "")
+        if len(wanted) <= _WANTED_LIMIT and _HEADER_NAMES.fullmatch(wanted):
+            response.headers["Access-Control-Allow-Headers"] = wanted
+        return response
 
     def refuse_double_slash(self) -> None:
         # The router takes several slashes at the beginning for one.
@@ -116,6 +132,9 @@ class _Views:
         _log.error("unexpected error", exc_info=error, extra={"error_id": error_id, "request_key": g.request_key})
         return self.refuse(ApiError(errors.UNEXPECTED, error_id))
 
+    def _metadata(self) -> client.Metadata:
+        return forwarding.metadata(request, g.request_key)
+
     def _challenge(self, problem: errors.Problem) -> str:
         cell = (request.view_args or {}).get("cell", "")
         realm = f'Bearer realm="{self._unit_url}{cell}/"'
@@ -129,30 +148,3 @@ def _json(body: str, status: int = 200) -> Response:
 def _utf8(cell: str) -> str:
     """A cell's name as a message can hold it."""
     return cell.encode("utf-8", "replace").decode()
-
-
-def _metadata() -> client.Metadata:
-    """All that the server gets to know of a request besides the cell."""
-    metadata = [(request_key.METADATA, g.request_key)]
-    authorization = request.headers.get("Authorization")
-    if authorization is not None:
-        metadata.append((client.AUTHORIZATION, _forwardable(authorization)))
-    unit_user = request.headers.get("X-Personium-Unit-User")
-    if unit_user:
-        # Whoever it names, its being there is what counts.
-        metadata.append((client.UNIT_USER, unit_user if _is_plain(unit_user) else "malformed"))
-    return tuple(metadata)
-
-
-def _forwardable(authorization: str) -> str:
-    """A credential that would break the call is cut down to its scheme, and judged malformed in its place."""
-    if _is_plain(authorization):
-        return authorization
-    for scheme in ("Bearer", "Basic"):
-        if authorization[: len(scheme)].lower() == scheme.lower():
-            return scheme
-    return "Other"
-
-
-def _is_plain(value: str) -> bool:
-    return len(value) <= _CREDENTIAL_LIMIT and value.isascii() and value.isprintable()

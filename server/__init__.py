@@ -4,11 +4,12 @@ The way of one call, each step one file and one change of vocabulary:
 
     gRPC call ──▶ guard      request key, cell, `auth.judge`, and every error's way out
               ──▶ servicer   messages ⇄ the words of `model`
-              ──▶ registry   the rules: read a record, decide, write it back if nobody else has
+              ──▶ registry   starts, reports and ends by the rules in `steps`; `claims` gives work to exporters
+              ──▶ records    read a record, decide, write it back if nobody else has
               ──▶ stores     the port; `stores.sqlite` is the adapter
 
-Beside it: `cells` (the cell directory), `leases` (exports that nobody speaks for any more), `errors` (every refusal, as
-data), `config` (settings). Only `wiring` knows all of them, and `__main__` knows `wiring`.
+Beside it: `cells` (the cell directory), `leases` (exports that nobody speaks for any more), `events` (the event log),
+`errors` (every refusal, as data), `config` (settings). Only `wiring` knows all of them, and `__main__` knows `wiring`.
 
 `server.exporter` is a program of its own: it is a client of the server like any other exporter, and imports nothing
 of this package but itself. The server borrows its `area`, because the snapshot directory is where a dead exporter's

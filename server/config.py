@@ -16,6 +16,8 @@ class Settings:
     master_token: Secret | None
     lease_seconds: float
     queue_seconds: float
+    # None if it is off.
+    event_log: Path | None
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Settings":
@@ -34,7 +36,13 @@ class Settings:
             master_token=environment.secret("CELLEXPORT_MASTER_TOKEN"),
             lease_seconds=environment.seconds("CELLEXPORT_LEASE_SECONDS", 15, minimum=1, maximum=3600),
             queue_seconds=environment.seconds("CELLEXPORT_QUEUE_SECONDS", 3600, minimum=1, maximum=7 * 86400),
+            event_log=_event_log(environment, unit_dir),
         )
+
+
+def _event_log(environment: Environment, unit_dir: Path) -> Path | None:
+    value = environment.text("CELLEXPORT_EVENT_LOG", str(unit_dir / "log" / "event.log"))
+    return None if value == "off" else Path(value).absolute()
 
 
 def _store(environment: Environment, unit_dir: Path) -> Path:

@@ -32,6 +32,7 @@ class Refusal(Enum):
     SCHEME_UNKNOWN = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0003", "Invalid authentication scheme.")
     BASIC_MALFORMED = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0004", "Basic auth format error.")
     TOKEN_INVALID = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0006", "Token parse error.")
+    COOKIE_REJECTED = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0009", "Authentication failed.")
     PRIVILEGE_LACKING = Row(grpc.StatusCode.PERMISSION_DENIED, "PR403-AU-0002", "Necessary privilege is lacking.")
     CELL_NOT_FOUND = Row(grpc.StatusCode.NOT_FOUND, "PR404-DV-0003", "Cell not found.")
     NAME_INVALID = Row(

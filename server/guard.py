@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
 from cellexport import request_key
-from cellexport.client import AUTHORIZATION, DOMAIN, UNIT_USER
+from cellexport.client import AUTHORIZATION, COOKIE, COOKIE_PEER, DOMAIN, UNIT_USER
 from server.auth import Identity, Judge, Privilege
 from server.auth.credentials import Credentials
 from server.cells import CellDirectory
@@ -146,7 +146,12 @@ def _key(metadata: Any) -> str:
 
 def _credentials(metadata: Any) -> Credentials:
     unit_users = _values(metadata, UNIT_USER)
-    return Credentials(authorization=_values(metadata, AUTHORIZATION), unit_user=next(filter(None, unit_users), ""))
+    return Credentials(
+        authorization=_values(metadata, AUTHORIZATION),
+        cookies=_values(metadata, COOKIE),
+        peers=_values(metadata, COOKIE_PEER),
+        unit_user=next(filter(None, unit_users), ""),
+    )
 
 
 def _unexpected(error: Exception, key: str) -> Refused:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from server.errors import Refused
 from server.model import CellRecord, Phase
-from server.registry import Registry, now_ms
-from server.stores import Store
+from server.records import Records, now_ms
+from server.registry import Registry
 
 _TICK_SECONDS = 0.25
 # A sleep that took longer than this was a pause of the whole process: reports that came meanwhile are still unread.
@@ -32,13 +32,13 @@ class LeaseWatch:
     def __init__(
         self,
         *,
-        store: Store,
+        records: Records,
         registry: Registry,
         lease_seconds: float,
         queue_seconds: float,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = store
+        self._records = records
         self._registry = registry
         self._lease_seconds = lease_seconds
         self._queue_seconds = queue_seconds
@@ -76,15 +76,15 @@ class LeaseWatch:
         now = self._monotonic()
         if self._away or now - self._checked_at >= self._lease_seconds / 3:
             self._checked_at = now
-            await self._store.check()
+            await self._records.check()
 
     async def look(self) -> None:
         """Look once, and end what is over."""
-        records = await self._store.underway()
+        records = await self._records.underway()
         now = self._monotonic()
-        if self._registry.refused_writes != self._refused_writes:
+        if self._records.refused_writes != self._refused_writes:
             # Reports may have been among them.
-            self._refused_writes = self._registry.refused_writes
+            self._refused_writes = self._records.refused_writes
             self._deadlines.clear()
         self._deadlines = {record.cell: self._deadline(record, now) for record in records}
         for record in records:

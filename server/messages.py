@@ -3,8 +3,8 @@
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from cellexport.v1 import cell_export_pb2, exporter_pb2
+from server.claims import Claim, prove
 from server.model import Cell, CellRecord, Export, LeaseProof, Outcome, Progress, Reason, Result
-from server.registry import Claim, prove
 
 _RESULTS = {
     Result.SUCCEEDED: cell_export_pb2.Outcome.RESULT_SUCCEEDED,

@@ -114,6 +114,14 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who makes a call, as the event log names callers. The unit itself has neither."""
+
+    schema: str | None = None
+    subject: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseProof:
     """What an exporter presents with each report."""
 

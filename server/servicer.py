@@ -5,12 +5,15 @@ from collections.abc import Mapping
 
 from cellexport.v1 import cell_export_pb2 as status_pb2
 from cellexport.v1 import exporter_pb2
-from server import messages
+from server import events, messages
 from server.auth import Privilege
 from server.cells import CellDirectory
+from server.claims import Claims
 from server.errors import Refusal, Refused
+from server.events import Events
 from server.guard import Call, Method
 from server.model import Cell, Reason, Result
+from server.records import now_ms
 from server.registry import Registry
 
 _LONGEST_WAIT_SECONDS = 30.0
@@ -19,8 +22,9 @@ _log = logging.getLogger(__name__)
 
 
 class CellExportService:
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, log: Events) -> None:
         self._registry = registry
+        self._events = log
 
     @property
     def methods(self) -> Mapping[str, tuple[Privilege, Method]]:
@@ -31,13 +35,15 @@ class CellExportService:
 
     async def _get(self, request: status_pb2.GetCellExportRequest, call: Call) -> status_pb2.GetCellExportResponse:
         record = await self._registry.get(request.cell)
+        caller = call.identity.caller
+        await self._events.write(events.status(record, time=now_ms(), request_key=call.request_key, caller=caller))
         return status_pb2.GetCellExportResponse(cell_export=messages.cell_export(record))
 
     async def _start(
         self, request: status_pb2.StartCellExportRequest, call: Call
     ) -> status_pb2.StartCellExportResponse:
         name = request.name if request.HasField("name") else None
-        record = await self._registry.start(request.cell, name, call.request_key)
+        record = await self._registry.start(request.cell, name, call.request_key, call.identity.caller)
         _log.info("export accepted", extra={"cell": request.cell, "request_key": call.request_key})
         return status_pb2.StartCellExportResponse(cell_export=messages.cell_export(record))
 
@@ -50,8 +56,11 @@ class ExporterService:
         lease_seconds: how long a lease lives after each report.
     """
 
-    def __init__(self, registry: Registry, cells: CellDirectory, *, unit_url: str, lease_seconds: float) -> None:
+    def __init__(
+        self, registry: Registry, claims: Claims, cells: CellDirectory, *, unit_url: str, lease_seconds: float
+    ) -> None:
         self._registry = registry
+        self._claims = claims
         self._cells = cells
         self._unit_url = unit_url
         self._lease_seconds = lease_seconds
@@ -66,7 +75,7 @@ class ExporterService:
 
     async def _claim(self, request: exporter_pb2.ClaimExportRequest, call: Call) -> exporter_pb2.ClaimExportResponse:
         wait = min(messages.seconds(request.wait), _LONGEST_WAIT_SECONDS)
-        claim = await self._registry.claim(request.request_id, wait)
+        claim = await self._claims.claim(request.request_id, wait)
         if claim is None:
             return exporter_pb2.ClaimExportResponse()
         _log.info("export claimed", extra={"cell": claim.cell, "request_key": claim.export.request_key})
@@ -84,7 +93,8 @@ class ExporterService:
 
     async def _finish(self, request: exporter_pb2.FinishExportRequest, call: Call) -> exporter_pb2.FinishExportResponse:
         result, reason = _ending(request)
-        record = await self._registry.finish(request.cell, messages.proof(request.lease), result, reason)
+        proof = messages.proof(request.lease)
+        record = await self._registry.finish(request.cell, proof, result, reason, call.identity.caller)
         ending = result if reason is None else f"{result}: {reason}"
         _log.info("export finished", extra={"cell": request.cell, "result": ending})
         return exporter_pb2.FinishExportResponse(cell_export=messages.cell_export(record))

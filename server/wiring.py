@@ -2,18 +2,22 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import grpc
 
+from cellexport.settings import SettingError
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from server.auth import Judge
 from server.auth.master import MasterToken
 from server.cells import CellDirectory
+from server.claims import Claims
 from server.config import Settings
+from server.events import EventLog, Events, NoEvents
 from server.exporter.area import SnapshotArea
 from server.guard import Guard
 from server.leases import LeaseWatch
+from server.records import Records
 from server.registry import Registry
 from server.servicer import CellExportService, ExporterService
 from server.stores.sqlite import SqliteStore
@@ -41,22 +45,31 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
     Raises:
         StoreError: if the store can't be used.
         ListenError: if the address can't be listened on.
+        SettingError: if the event log can't be written.
     """
-    store = await SqliteStore.open(settings.store)
-    try:
+    async with AsyncExitStack() as stack:
+        store = await SqliteStore.open(settings.store)
+        stack.push_async_callback(store.close)
+        events = await _open_events(settings)
+        stack.push_async_callback(events.close)
         cells = CellDirectory(settings.unit_dir / "cells")
-        registry = Registry(store=store, snapshots=SnapshotArea(settings.unit_dir / "snapshots"))
+        records = Records(store)
+        claims = Claims(records)
+        area = SnapshotArea(settings.unit_dir / "snapshots")
+        registry = Registry(records=records, claims=claims, snapshots=area, log=events)
         kinds = [MasterToken(settings.master_token)] if settings.master_token else []
         guard = Guard(judge=Judge(kinds), cells=cells)
         watch = LeaseWatch(
-            store=store,
+            records=records,
             registry=registry,
             lease_seconds=settings.lease_seconds,
             queue_seconds=settings.queue_seconds,
         )
+        cell_exports = CellExportService(registry, events)
+        exporters = ExporterService(
+            registry, claims, cells, unit_url=settings.unit_url, lease_seconds=settings.lease_seconds
+        )
         server = grpc.aio.server(options=_OPTIONS)
-        cell_exports = CellExportService(registry)
-        exporters = ExporterService(registry, cells, unit_url=settings.unit_url, lease_seconds=settings.lease_seconds)
         server.add_generic_rpc_handlers(
             (
                 guard.handlers(cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"], cell_exports.methods),
@@ -65,17 +78,26 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         )
         address = _listen(server, settings)
         await server.start()
-        watching = asyncio.create_task(watch.run())
-        try:
-            yield address
-        finally:
-            registry.close()
-            await server.stop(_GRACE_SECONDS)
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
-    finally:
-        await store.close()
+        stack.push_async_callback(_cancel, asyncio.create_task(watch.run()))
+        stack.push_async_callback(server.stop, _GRACE_SECONDS)
+        stack.callback(claims.close)
+        yield address
+
+
+async def _open_events(settings: Settings) -> Events:
+    if settings.event_log is None:
+        return NoEvents()
+    try:
+        return await EventLog.open(settings.event_log)
+    except OSError as error:
+        why = f"{settings.event_log} can't be written ({error.strerror})"
+        raise SettingError(f"CELLEXPORT_EVENT_LOG: {why}. Name another file, or say off.") from error
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 def _listen(server: grpc.aio.Server, settings: Settings) -> str:

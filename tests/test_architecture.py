@@ -52,7 +52,7 @@ def test_what_is_shared_knows_nothing_of_the_programs() -> None:
 
 
 def test_the_rules_know_neither_messages_nor_sql() -> None:
-    for module in ("registry", "steps", "model", "leases"):
+    for module in ("registry", "claims", "records", "steps", "model", "leases", "events"):
         names = set(imports(ROOT / "server" / f"{module}.py"))
         assert not inside(names, "cellexport") | inside(names, "sqlite3") | inside(names, "google")
         assert not {name for name in names if name.startswith("server.stores.")} - {"server.stores.Store"}

@@ -14,6 +14,8 @@ from cellexport.settings import Environment, SettingError, is_loopback, plaintex
 
 UNIT_USER = "x-personium-unit-user"
 AUTHORIZATION = "authorization"
+COOKIE = "p-cookie"
+COOKIE_PEER = "p-cookie-peer"
 DOMAIN = "cellexport"
 
 Metadata = tuple[tuple[str, str], ...]

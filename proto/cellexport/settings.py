@@ -14,6 +14,7 @@ _SECRET_LIMIT = 4096
 _KNOWN = frozenset(
     f"CELLEXPORT_{name}"
     for name in (
+        "EVENT_LOG",
         "EXPORTER_TOKEN",
         "EXPORTER_TOKEN_FILE",
         "GRPC_LISTEN",
@@ -29,6 +30,7 @@ _KNOWN = frozenset(
         "STORE",
         "UNIT_DIR",
         "UNIT_URL",
+        "X_OVERRIDE",
     )
 )
 

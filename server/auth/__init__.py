@@ -12,7 +12,7 @@ from typing import Protocol
 
 from server.auth.credentials import Credentials, bearer_token
 from server.errors import Refusal, Refused
-from server.model import Cell
+from server.model import Caller, Cell
 
 
 class Privilege(Enum):
@@ -28,7 +28,7 @@ class Privilege(Enum):
 class Identity:
     """A caller whose token was accepted, and what it may do."""
 
-    subject: str
+    caller: Caller
     privileges: frozenset[Privilege]
 
 

@@ -12,9 +12,11 @@ _LIMIT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The values of `authorization` as they came, and of `x-personium-unit-user`."""
+    """What came in `authorization`, in the cookie and its peer (all values), and in `x-personium-unit-user`."""
 
     authorization: tuple[str, ...] = ()
+    cookies: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
     unit_user: str = ""
 
     def __repr__(self) -> str:
@@ -25,10 +27,12 @@ def bearer_token(credentials: Credentials) -> str:
     """The token of a Bearer credential, not looked into yet.
 
     Raises:
-        Refused: CREDENTIALS_MISSING, SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID
+        Refused: CREDENTIALS_MISSING, SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, COOKIE_REJECTED
     """
     if not credentials.authorization:
-        raise Refused(Refusal.CREDENTIALS_MISSING)
+        # Without the unit's secret no cookie is any good.
+        presented = any(credentials.peers) or len(credentials.peers) > 1
+        raise Refused(Refusal.COOKIE_REJECTED if presented else Refusal.CREDENTIALS_MISSING)
     value = credentials.authorization[0]
     if value[:6].lower() == "bearer":
         scheme, blank, token = value.partition(" ")

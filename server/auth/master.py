@@ -6,7 +6,7 @@ import hmac
 from cellexport.settings import Secret
 from server.auth import Identity, Privilege
 from server.auth.credentials import Credentials
-from server.model import Cell
+from server.model import Caller, Cell
 
 
 class MasterToken:
@@ -20,8 +20,8 @@ class MasterToken:
         if not hmac.compare_digest(_digest(token), self._digest):
             return None
         if credentials.unit_user:
-            return Identity(credentials.unit_user, frozenset())
-        return Identity("unit-master", frozenset(Privilege))
+            return Identity(Caller(subject=credentials.unit_user), frozenset())
+        return Identity(Caller(), frozenset(Privilege))
 
 
 def _digest(text: str) -> bytes:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n cellexport/v1/error_reason.proto\x12\rcellexport.v1*\xeb\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13REQUEST_KEY_INVALID\x10\x01\x12\x17\n\x13\x43REDENTIALS_MISSING\x10\x02\x12\x12\n\x0eSCHEME_UNKNOWN\x10\x03\x12\x13\n\x0f\x42\x41SIC_MALFORMED\x10\x04\x12\x11\n\rTOKEN_INVALID\x10\x05\x12\x15\n\x11PRIVILEGE_LACKING\x10\x06\x12\x12\n\x0e\x43\x45LL_NOT_FOUND\x10\x07\x12\x10\n\x0cNAME_INVALID\x10\x08\x12\x11\n\rCLAIM_INVALID\x10\t\x12\x14\n\x10PROGRESS_INVALID\x10\n\x12\x13\n\x0fOUTCOME_INVALID\x10\x0b\x12\x15\n\x11\x41LREADY_EXPORTING\x10\x0c\x12\x13\n\x0fSNAPSHOT_EXISTS\x10\r\x12\x0c\n\x08NO_SPACE\x10\x0e\x12\x14\n\x10\x45XPORT_NOT_FOUND\x10\x0f\x12\x12\n\x0eLEASE_NOT_HELD\x10\x10\x12\x0e\n\nLEASE_LOST\x10\x11\x12\x15\n\x11STORE_UNAVAILABLE\x10\x12\x12\x13\n\x0fSERVER_SHUTDOWN\x10\x13\x12\x10\n\x0c\x44\x41TA_DAMAGED\x10\x14\x12\x0e\n\nUNEXPECTED\x10\x15\x12\x13\n\x0f\x44\x45\x41\x44LINE_PASSED\x10\x16\x42\x30\n\x10io.cellexport.v1P\x01Z\x1a\x63\x65llexport/v1;cellexportv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n cellexport/v1/error_reason.proto\x12\rcellexport.v1*\x80\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13REQUEST_KEY_INVALID\x10\x01\x12\x17\n\x13\x43REDENTIALS_MISSING\x10\x02\x12\x12\n\x0eSCHEME_UNKNOWN\x10\x03\x12\x13\n\x0f\x42\x41SIC_MALFORMED\x10\x04\x12\x11\n\rTOKEN_INVALID\x10\x05\x12\x15\n\x11PRIVILEGE_LACKING\x10\x06\x12\x12\n\x0e\x43\x45LL_NOT_FOUND\x10\x07\x12\x10\n\x0cNAME_INVALID\x10\x08\x12\x11\n\rCLAIM_INVALID\x10\t\x12\x14\n\x10PROGRESS_INVALID\x10\n\x12\x13\n\x0fOUTCOME_INVALID\x10\x0b\x12\x15\n\x11\x41LREADY_EXPORTING\x10\x0c\x12\x13\n\x0fSNAPSHOT_EXISTS\x10\r\x12\x0c\n\x08NO_SPACE\x10\x0e\x12\x14\n\x10\x45XPORT_NOT_FOUND\x10\x0f\x12\x12\n\x0eLEASE_NOT_HELD\x10\x10\x12\x0e\n\nLEASE_LOST\x10\x11\x12\x15\n\x11STORE_UNAVAILABLE\x10\x12\x12\x13\n\x0fSERVER_SHUTDOWN\x10\x13\x12\x10\n\x0c\x44\x41TA_DAMAGED\x10\x14\x12\x0e\n\nUNEXPECTED\x10\x15\x12\x13\n\x0f\x44\x45\x41\x44LINE_PASSED\x10\x16\x12\x13\n\x0f\x43OOKIE_REJECTED\x10\x17\x42\x30\n\x10io.cellexport.v1P\x01Z\x1a\x63\x65llexport/v1;cellexportv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\020io.cellexport.v1P\001Z\032cellexport/v1;cellexportv1'
   _globals['_ERRORREASON']._serialized_start=52
-  _globals['_ERRORREASON']._serialized_end=543
+  _globals['_ERRORREASON']._serialized_end=564
 # @@protoc_insertion_point(module_scope)

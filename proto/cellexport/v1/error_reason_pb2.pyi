@@ -113,6 +113,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """DEADLINE_PASSED means: the call's deadline had passed before it was begun. It was not done.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
+    COOKIE_REJECTED: _ErrorReason.ValueType  # 23
+    """COOKIE_REJECTED means: the cookie, its peer, or both are no good; which of them is not told.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is why a call was refused: the `reason` of the google.rpc.ErrorInfo in the status, for callers to branch
@@ -208,6 +212,10 @@ buf:lint:ignore ENUM_VALUE_PREFIX
 """
 DEADLINE_PASSED: ErrorReason.ValueType  # 22
 """DEADLINE_PASSED means: the call's deadline had passed before it was begun. It was not done.
+buf:lint:ignore ENUM_VALUE_PREFIX
+"""
+COOKIE_REJECTED: ErrorReason.ValueType  # 23
+"""COOKIE_REJECTED means: the cookie, its peer, or both are no good; which of them is not told.
 buf:lint:ignore ENUM_VALUE_PREFIX
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

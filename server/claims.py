@@ -1,0 +1,113 @@
+"""Gives queued exports to exporters that wait for them."""
+
+import asyncio
+import hashlib
+import re
+import secrets
+import time
+from dataclasses import dataclass
+
+from server import steps
+from server.errors import Refusal, Refused
+from server.model import Export, LeaseProof
+from server.records import Records
+
+_REQUEST_ID = re.compile(r"[a-zA-Z0-9_-]{16,64}", re.ASCII)
+# How often a waiting claim looks by itself, for an export that another server accepted.
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An export given to an exporter, and the secret of the lease."""
+
+    cell: str
+    export: Export
+    token: str
+
+    @property
+    def proof(self) -> LeaseProof:
+        return prove(self.export.export_id, self.export.epoch, self.token)
+
+
+def prove(export_id: str, epoch: int, token: str) -> LeaseProof:
+    """What to compare with the record: it holds no token, but its hash."""
+    return LeaseProof(
+        export_id=export_id, epoch=epoch, token_hash=hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
+    )
+
+
+class Claims:
+    """Besides what is said there, every method raises what the store raises."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._queued = asyncio.Event()
+        self._closing = False
+        self._undoing: set[asyncio.Task[None]] = set()
+
+    def wake(self) -> None:
+        """Let waiting exporters look: an export was accepted."""
+        self._queued.set()
+
+    def close(self) -> None:
+        """Send waiting exporters away."""
+        self._closing = True
+        self._queued.set()
+
+    async def claim(self, request_id: str, wait_seconds: float) -> Claim | None:
+        """Give the oldest queued export to the caller, or None if there is none within the wait.
+
+        Raises:
+            Refused: CLAIM_INVALID, SERVER_SHUTDOWN
+        """
+        if not _REQUEST_ID.fullmatch(request_id):
+            raise Refused(Refusal.CLAIM_INVALID)
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            self._queued.clear()
+            claim = await self._claim_unless_cancelled(request_id)
+            remaining = deadline - time.monotonic()
+            if claim is not None or remaining <= 0:
+                return claim
+            if self._closing:
+                raise Refused(Refusal.SERVER_SHUTDOWN)
+            try:
+                async with asyncio.timeout(min(remaining, _POLL_SECONDS)):
+                    await self._queued.wait()
+            except TimeoutError:
+                continue
+
+    async def _claim_unless_cancelled(self, request_id: str) -> Claim | None:
+        """A claim whose caller goes away in the middle is undone, so that no export waits for nobody's lease."""
+        claiming = asyncio.ensure_future(self._claim_oldest(request_id))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            undoing = asyncio.ensure_future(self._undo(claiming))
+            self._undoing.add(undoing)
+            undoing.add_done_callback(self._undoing.discard)
+            raise
+
+    async def _undo(self, claiming: asyncio.Future[Claim | None]) -> None:
+        try:
+            claim = await claiming
+            if claim is not None:
+                await self._records.step(claim.cell, lambda record: steps.release(record, claim.proof))
+                self.wake()
+        except Refused:
+            # The store is away: the lease will run out instead.
+            return
+
+    async def _claim_oldest(self, request_id: str) -> Claim | None:
+        token = secrets.token_urlsafe(16)
+        for record in await self._records.underway():
+            export = record.export
+            if export is None:
+                continue
+            token_hash = prove(export.export_id, export.epoch, token).token_hash
+            following = steps.claim(record, export.export_id, request_id, token_hash)
+            claimed = await self._records.write(record, following)
+            if claimed is not None and claimed.export is not None:
+                return Claim(record.cell, claimed.export, token)
+        return None

@@ -1,0 +1,56 @@
+"""Records, written step by step: from what was read to the next, only if nobody else has written meanwhile."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from server.errors import Refused
+from server.model import CellRecord
+from server.stores import Store
+
+Step = Callable[[CellRecord], CellRecord | None]
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Records:
+    """A store, as the rules see it. Every method raises what the store raises."""
+
+    def __init__(self, store: Store, clock: Callable[[], int] = now_ms) -> None:
+        self._store = store
+        self.clock = clock
+        # How often the store refused a write: what was to be written may have been a sign of life.
+        self.refused_writes = 0
+
+    async def read(self, cell: str) -> CellRecord:
+        return await self._store.read(cell)
+
+    async def underway(self) -> Sequence[CellRecord]:
+        return await self._store.underway()
+
+    async def check(self) -> None:
+        await self._store.check()
+
+    async def write(self, record: CellRecord, following: CellRecord | None) -> CellRecord | None:
+        """Write a record's successor; None if there is none, or somebody else was faster."""
+        if following is None:
+            return None
+        following = replace(following, revision=record.revision + 1, updated_at=self.clock())
+        try:
+            return following if await self._store.replace(following) else None
+        except Refused:
+            self.refused_writes += 1
+            raise
+
+    async def step(self, cell: str, step: Step) -> CellRecord:
+        """Take a step from whatever the record is, and return the record after it. Raises what the step raises."""
+        while True:
+            record = await self.read(cell)
+            following = step(record)
+            if following is None:
+                return record
+            written = await self.write(record, following)
+            if written is not None:
+                return written
