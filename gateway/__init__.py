@@ -39,15 +39,19 @@ def create_app(settings: Settings | None = None) -> WSGIApplication:
     app.url_map.merge_slashes = False
     register(app, settings, Upstream(settings.target))
     overridden = HeaderOverride(app) if settings.x_override else app
-    return _WithoutHost(MethodOverride(overridden, frozenset(METHODS)))
+    return _Neutral(MethodOverride(overridden, frozenset(METHODS)))
 
 
-class _WithoutHost:
-    """Middleware: nothing depends on the host that a request names, and the router fails on some that are none."""
+class _Neutral:
+    """Middleware: hides what nothing here depends on and the router would trip over.
+
+    That is the host that a request names, which may be none, and an offer to speak another protocol.
+    """
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ["HTTP_HOST"] = "localhost"
+        environ.pop("HTTP_UPGRADE", None)
         return self._app(environ, start_response)

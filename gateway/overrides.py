@@ -6,7 +6,8 @@ filters or checks such headers (an `Authorization`, say) does not see them there
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 # Where the application finds why the overrides are to be refused, if they are.
@@ -39,6 +40,8 @@ class MethodOverride:
         named = environ.get("HTTP_X_HTTP_METHOD_OVERRIDE")
         if named and environ["REQUEST_METHOD"] == "POST":
             environ["REQUEST_METHOD"] = named if named in self._methods else "UNKNOWN"
+            if named == "HEAD":
+                return self._app(environ, _without_length(start_response))
         return self._app(environ, start_response)
 
 
@@ -53,6 +56,16 @@ class HeaderOverride:
         if text:
             _apply(text, environ)
         return self._app(environ, start_response)
+
+
+def _without_length(start_response: StartResponse) -> StartResponse:
+    """The client has sent a POST, and would wait for as many bytes as a GET's answer has."""
+
+    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
+        kept = [(name, value) for name, value in headers if name.lower() != "content-length"]
+        return start_response(status, kept, exc_info)
+
+    return start
 
 
 def split(text: str) -> list[str]:

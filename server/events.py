@@ -129,20 +129,24 @@ class EventLog:
         self._writer = asyncio.create_task(self._write_all())
 
     @classmethod
-    async def open(cls, path: Path) -> "EventLog":
+    async def open(cls, path: Path, *, most_bytes: int = _MOST_BYTES) -> "EventLog":
         """Open the file for appending.
 
         Raises:
             OSError: if that can't be done.
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return cls(_Handler(path, maxBytes=_MOST_BYTES, backupCount=_KEPT, encoding="utf-8"))
+        return cls(_Handler(path, maxBytes=most_bytes, backupCount=_KEPT, encoding="utf-8"))
 
     async def write(self, event: Event) -> None:
         await self._lines.put(event.line())
 
-    async def close(self) -> None:
+    async def settled(self) -> None:
+        """Wait until all events so far are in the file."""
         await self._lines.join()
+
+    async def close(self) -> None:
+        await self.settled()
         self._writer.cancel()
         with suppress(asyncio.CancelledError):
             await self._writer

@@ -72,6 +72,11 @@ def answered(call: Callable[..., object], *arguments: object) -> bool:
     return True
 
 
+def request(line: str, *headers: str, body: bytes = b"") -> bytes:
+    """The bytes of a request: its first line without version, and header lines."""
+    return "\r\n".join([f"{line} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode("latin-1") + body
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -225,6 +230,18 @@ class Unit:
             return Answer(response.status, names, response.read())
         finally:
             connection.close()
+
+    def raw(self, request: bytes, *, method: str = "GET", end: bool = False) -> Answer:
+        """The answer to a request as it is written here. `end` says that nothing will follow it."""
+        with socket.create_connection(("127.0.0.1", self.http_port), 20) as connection:
+            connection.sendall(request)
+            if end:
+                connection.shutdown(socket.SHUT_WR)
+            response = http.client.HTTPResponse(connection, method=method)
+            response.begin()
+            names = {name.lower(): value for name, value in response.getheaders()}
+            assert len(names) == len(response.getheaders()), "a header was sent twice"
+            return Answer(response.status, names, response.read())
 
     def status(self, cell: str = "demo") -> dict[str, str]:
         answer = self.http(path=f"/{cell}/__export")

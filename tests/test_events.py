@@ -1,0 +1,192 @@
+"""The event log: read again by a CSV reader, whatever went in."""
+
+import asyncio
+import csv
+import os
+import re
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+from unit import TOKEN, HandExporter, Unit, eventually
+
+from cellexport import client
+from cellexport.v1.cell_export_pb2 import GetCellExportRequest, Outcome
+from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from server.events import Event, EventLog, Type
+from server.model import Caller
+
+COLUMNS = ["time", "level", "request_key", "external", "schema", "subject", "type", "object", "info"]
+
+
+def events(unit: Unit) -> list[dict[str, str]]:
+    text = (unit.directory / "log" / "event.log").read_text()
+    return [dict(zip(COLUMNS, row, strict=True)) for row in csv.reader(text.splitlines())]
+
+
+def told(unit: Unit, type_: str, count: int = 1) -> list[dict[str, str]]:
+    """The events of a type, once there are so many."""
+    found: list[dict[str, str]] = []
+
+    def look() -> bool:
+        found[:] = [event for event in events(unit) if event["type"] == type_]
+        return len(found) >= count
+
+    eventually(look)
+    assert len(found) == count
+    return found
+
+
+def test_a_status_that_was_given_is_an_event_in_the_known_layout(unit: Unit) -> None:
+    unit.start_server()
+    unit.start_gateway()
+    unit.http(headers={"X-Personium-RequestKey": "my-key"})
+    eventually(lambda: (unit.directory / "log" / "event.log").read_text())
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z,\[INFO \],"
+        r'"my-key","false",null,null,"cell\.export\.status","personium-localcell:/__export","ready"\n',
+        (unit.directory / "log" / "event.log").read_text(),
+    )
+
+
+def test_an_export_is_told_from_its_start_to_its_end(unit: Unit) -> None:
+    unit.start_server()
+    unit.start_gateway()
+    unit.http("POST", body=b'{"Name":"one"}', headers={"X-Personium-RequestKey": "the-start"})
+    with unit.channel() as channel:
+        exporter = HandExporter(channel)
+        claimed = exporter.must_claim()
+        assert claimed.request_key == "the-start"
+        exporter.report(claimed, 1, 42)
+        unit.http("HEAD", headers={"X-Personium-RequestKey": "a-look"})
+        exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
+        exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
+        unit.http("POST", body=b'{"Name":"two"}', headers={"X-Personium-RequestKey": "a-second"})
+        exporter.finish(exporter.must_claim(), Outcome.RESULT_FAILED, Outcome.REASON_NO_SPACE)
+    [start, _] = told(unit, "cell.export.start", 2)
+    assert (start["request_key"], start["info"], start["level"]) == ("the-start", "one", "[INFO ]")
+    [look] = told(unit, "cell.export.status")
+    assert (look["request_key"], look["info"]) == ("a-look", "exportation in progress 42% one")
+    [end] = told(unit, "cell.export")
+    assert (end["request_key"], end["info"], end["level"]) == ("the-start", "one", "[INFO ]")
+    [failed] = told(unit, "cell.export.failed")
+    assert (failed["request_key"], failed["info"], failed["level"]) == ("a-second", "two NO_SPACE", "[ERROR]")
+
+
+def test_an_export_that_the_server_ends_is_told_too(unit: Unit) -> None:
+    unit.start_server(CELLEXPORT_QUEUE_SECONDS="1")
+    key = unit.begin("alone")
+    assert key
+    [failed] = told(unit, "cell.export.failed")
+    [start] = told(unit, "cell.export.start")
+    assert (failed["info"], failed["level"]) == ("alone QUEUE_TIMEOUT", "[WARN ]")
+    assert failed["request_key"] == start["request_key"]
+
+
+def test_refused_requests_are_not_in_it(unit: Unit) -> None:
+    unit.start_server()
+    unit.start_gateway()
+    unit.http(token="wrong")
+    unit.http(path="/unknown/__export")
+    unit.http("POST", body=b"{")
+    unit.http()
+    assert len(told(unit, "cell.export.status")) == len(events(unit)) == 1
+
+
+def test_a_call_over_grpc_is_told_with_its_own_key(unit: Unit) -> None:
+    unit.start_server()
+    with unit.channel() as channel:
+        metadata = (*client.bearer(TOKEN), ("x-personium-requestkey", "over-grpc"))
+        CellExportServiceStub(channel).GetCellExport(GetCellExportRequest(cell="demo"), metadata=metadata, timeout=5)
+    assert told(unit, "cell.export.status")[0]["request_key"] == "over-grpc"
+
+
+def test_it_can_be_turned_off_or_be_elsewhere(unit: Unit, tmp_path: Path) -> None:
+    server = unit.start_server(CELLEXPORT_EVENT_LOG="off")
+    unit.get()
+    assert server.terminate() == 0
+    assert not (unit.directory / "log").exists()
+    unit.start_server(CELLEXPORT_EVENT_LOG=str(tmp_path / "deep" / "events"))
+    unit.get()
+    eventually(lambda: (tmp_path / "deep" / "events").read_text())
+
+
+def test_what_was_told_before_the_end_is_written(unit: Unit) -> None:
+    server = unit.start_server()
+    for _ in range(50):
+        unit.get()
+    assert server.terminate() == 0
+    assert len(events(unit)) == 50
+
+
+texts = st.text(max_size=60)
+
+
+@given(texts, st.none() | texts, st.none() | texts, texts)
+def test_whatever_goes_in_one_event_is_one_line(key: str, schema: str | None, subject: str | None, info: str) -> None:
+    caller = Caller(schema=schema, subject=subject)
+    line = Event(time=1486976400000, request_key=key, caller=caller, type=Type.STATUS, info=info).line()
+    line.encode()
+    assert len(line.splitlines()) == 1
+    [row] = csv.reader([line])
+    assert len(row) == len(COLUMNS)
+    assert row[0] == "2017-02-13T09:00:00.000Z"
+    for given_text, read in ((key, row[2]), (schema, row[4]), (subject, row[5]), (info, row[8])):
+        if given_text is not None and given_text.isprintable():
+            assert read == given_text
+        if given_text is None:
+            assert read == "null"
+
+
+def an_event(number: int) -> Event:
+    return Event(time=number, request_key=f"{number}", caller=Caller(), type=Type.STATUS, info="x" * 60)
+
+
+def test_a_full_queue_makes_callers_wait_and_drops_nothing(tmp_path: Path) -> None:
+    pipe = tmp_path / "events"
+    os.mkfifo(pipe)
+
+    async def main() -> int:
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        log = await EventLog.open(pipe)
+        written = 0
+        try:
+            # Nobody reads, so sooner or later somebody has to wait.
+            async with asyncio.timeout(2):
+                while True:
+                    await log.write(an_event(written))
+                    written += 1
+        except TimeoutError:
+            pass
+        assert written < 50_000
+        os.set_blocking(reader, True)
+        closing = asyncio.create_task(log.close())
+        text = b""
+        while text.count(b"\n") < written:
+            text += await asyncio.to_thread(os.read, reader, 65536)
+        await closing
+        os.close(reader)
+        numbers = [int(row[2]) for row in csv.reader(text.decode().splitlines())]
+        assert numbers == list(range(len(numbers)))
+        return len(numbers) - written
+
+    assert asyncio.run(main()) == 0
+
+
+def test_it_is_rotated_by_size_and_twelve_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+
+    async def main() -> None:
+        log = await EventLog.open(path, most_bytes=2000)
+        for number in range(400):
+            await log.write(an_event(number))
+            await log.settled()
+        await log.close()
+
+    asyncio.run(main())
+    kept = sorted(tmp_path.iterdir(), key=lambda file: int(file.suffix[1:] or 0), reverse=True)
+    assert len(kept) == 13
+    rows = [row for file in kept for row in csv.reader(file.read_text().splitlines())]
+    numbers = [int(row[2]) for row in rows]
+    assert numbers == list(range(numbers[0], 400))
+    assert all(file.stat().st_size <= 2000 for file in kept)
