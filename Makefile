@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/cellexport/v1/*.proto)
 SERVICES := proto/cellexport/v1/cell_export.proto proto/cellexport/v1/exporter.proto
 
-.PHONY: help run test check lint format proto proto-check lock clean
+.PHONY: help run test check lint bench format proto proto-check lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ lint: $(VENV)/.dev proto-check ## ruff, mypy, buf, and stubs that agree with the
 	$(BIN)/mypy
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+
+bench: $(VENV)/.dev ## what a status costs, in CPU time, beside the least that it could cost
+	@$(BIN)/python tests/bench.py
 
 format: $(VENV)/.dev ## put Python and proto files into their standard form
 	$(BIN)/ruff check --fix --exit-zero .

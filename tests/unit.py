@@ -202,7 +202,7 @@ class Unit:
 
     def start_gateway(self, **more: str) -> Program:
         gateway = self.start("gateway", **more)
-        eventually(lambda: _accepts(self.http_port))
+        eventually(lambda: accepts(self.http_port))
         return gateway
 
     def start_exporter(self, *before: str, **more: str) -> Program:
@@ -305,7 +305,7 @@ class HandExporter:
         return self.stub.FinishExport(request, metadata=self.metadata, timeout=5).cell_export
 
 
-def _accepts(port: int) -> bool:
+def accepts(port: int) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), 1):
             return True

@@ -1,0 +1,231 @@
+"""Every error, over both doors: the same request has the same verdict."""
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from unit import TOKEN, UNIT_URL, Answer, Unit
+from werkzeug.test import Client
+
+from cellexport import client
+from cellexport.settings import Secret
+from cellexport.v1 import cell_export_pb2
+from cellexport.v1.cell_export_pb2 import GetCellExportRequest, StartCellExportRequest
+from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from gateway import create_app
+from gateway.config import Settings
+from server.auth import Judge, Privilege
+from server.auth.master import MasterToken
+from server.cells import CellDirectory
+from server.guard import Call, Guard
+
+GOOD = {"authorization": f"Bearer {TOKEN}"}
+INVALID_TOKEN = ', error="invalid_token"'
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request over both doors, and its verdict. `cell` and `name` say what is asked for, `headers` how."""
+
+    id: str
+    http: int
+    code: str
+    message: str
+    status: str
+    reason: str
+    headers: dict[str, str]
+    cell: str = "demo"
+    name: str | None = None
+    challenge: str | None = None
+    retry: bool = False
+    prepare: Callable[[Unit], object] = lambda unit: None
+
+
+def exporting(unit: Unit) -> None:
+    unit.begin()
+
+
+def snapshot_there(unit: Unit) -> None:
+    (unit.snapshots / "demo").mkdir(parents=True)
+    (unit.snapshots / "demo" / "taken.zip").touch()
+
+
+def damaged(unit: Unit) -> None:
+    (unit.directory / "cells" / "demo" / "cell.toml").write_text("owner = 1")
+
+
+def paused(unit: Unit) -> None:
+    # Known to the gateway before, so that it waits for an answer and not for a connection.
+    assert unit.http().status == 200
+    unit.programs[0].signal(signal.SIGSTOP)
+
+
+def store_gone(unit: Unit) -> None:
+    (unit.directory / "export.db").unlink()
+    unit.programs[0].wait_for_log("the store can't be used")
+
+
+def killed(unit: Unit) -> None:
+    unit.programs[0].kill()
+
+
+def unauthenticated(label: str, authorization: str | None, code: str, message: str, reason: str) -> Row:
+    headers = {} if authorization is None else {"authorization": authorization}
+    challenge = INVALID_TOKEN if reason == "TOKEN_INVALID" else ""
+    return Row(label, 401, f"PR401-AU-{code}", message, "UNAUTHENTICATED", reason, headers, challenge=challenge)
+
+
+MISSING = ("0001", "Authorization required.", "CREDENTIALS_MISSING")
+SCHEME = ("0003", "Invalid authentication scheme.", "SCHEME_UNKNOWN")
+BASIC = ("0004", "Basic auth format error.", "BASIC_MALFORMED")
+BAD_TOKEN = ("0006", "Token parse error.", "TOKEN_INVALID")
+LACKING = ("PR403-AU-0002", "Necessary privilege is lacking.", "PERMISSION_DENIED", "PRIVILEGE_LACKING")
+NO_CELL = ("PR404-DV-0003", "Cell not found.", "NOT_FOUND", "CELL_NOT_FOUND")
+BAD_KEY = (
+    "PR400-EV-0002",
+    "Request header is invalid [X-Personium-RequestKey].",
+    "INVALID_ARGUMENT",
+    "REQUEST_KEY_INVALID",
+)
+BAD_NAME = (
+    "PR400-CM-0002",
+    "Field [Name] format error. Must be [^[a-zA-Z0-9-_]{1,192}$].",
+    "INVALID_ARGUMENT",
+    "NAME_INVALID",
+)
+EXISTS = ("PR409-DV-0002", "File [taken.zip] already exists.", "ALREADY_EXISTS", "SNAPSHOT_EXISTS")
+BUSY = (
+    "PR409-CM-0002",
+    "Because [cell export] is being executed, writing to cell can not be done.",
+    "FAILED_PRECONDITION",
+    "ALREADY_EXPORTING",
+)
+STORE = ("PR503-SV-0003", "Server error. (Lock Manager) Data lock state unknown.", "UNAVAILABLE", "STORE_UNAVAILABLE")
+DAMAGED = ("PR500-SV-0002", "Datastore unknown error.", "DATA_LOSS", "DATA_DAMAGED")
+AWAY = ("PR503-SV-0002", "Server connection error.", "UNAVAILABLE", "")
+LATE = ("PR504-SV-0001", "Request timeout in server.", "DEADLINE_EXCEEDED", "")
+
+ROWS = [
+    unauthenticated("none", None, *MISSING),
+    unauthenticated("basic", "Basic eDp5", *MISSING),
+    unauthenticated("scheme", "Digest x", *SCHEME),
+    unauthenticated("empty", "", *SCHEME),
+    unauthenticated("basic format", "Basic eA", *BASIC),
+    unauthenticated("token", "Bearer x", *BAD_TOKEN),
+    unauthenticated("no token", "Bearer", *BAD_TOKEN),
+    Row("privilege", 403, *LACKING, GOOD | {"x-personium-unit-user": "https://unit1.example/a/#b"}),
+    Row("cell unknown", 404, *NO_CELL, GOOD, cell="unknown"),
+    Row("cell malformed", 404, *NO_CELL, {}, cell="-"),
+    Row("request key", 400, *BAD_KEY, GOOD | {"x-personium-requestkey": "a.b"}),
+    Row("name", 400, *BAD_NAME, GOOD, name="a.b"),
+    Row("snapshot exists", 409, *EXISTS, GOOD, name="taken", prepare=snapshot_there),
+    Row("export under way", 409, *BUSY, GOOD, name="other", prepare=exporting),
+    Row("data damaged", 500, *DAMAGED, GOOD, prepare=damaged),
+    Row("store gone", 503, *STORE, GOOD, prepare=store_gone, retry=True),
+    Row("server gone", 503, *AWAY, GOOD, prepare=killed, retry=True),
+    Row("deadline", 504, *LATE, GOOD, prepare=paused),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
+def test_the_same_verdict_over_both_doors(unit: Unit, row: Row) -> None:
+    unit.start_server()
+    unit.start_gateway()
+    with unit.channel() as channel:
+        # Connected before anything happens to the server, as the gateway is.
+        call(channel, Row("first", 200, "", "", "", "", GOOD))
+        row.prepare(unit)
+        answer = ask(unit, row)
+        with pytest.raises(grpc.RpcError) as raised:
+            call(channel, row)
+    assert answer.status == row.http
+    assert answer.json() == {"code": row.code, "message": {"lang": "en", "value": row.message}}
+    challenge = None if row.challenge is None else f'Bearer realm="{UNIT_URL}{row.cell}/"{row.challenge}'
+    assert answer.headers.get("www-authenticate") == challenge
+    assert ("retry-after" in answer.headers) == row.retry
+
+    error = raised.value
+    assert error.code().name == row.status
+    info = client.error_info(error)
+    if not row.reason:
+        assert info is None
+        return
+    assert info is not None
+    assert (info.reason, info.domain, info.metadata["personium_code"]) == (row.reason, "cellexport", row.code)
+    assert retry_delay(error) == (Duration(seconds=1) if row.retry else None)
+    assert len(error.details() or "") <= 200
+
+
+def ask(unit: Unit, row: Row) -> Answer:
+    body = None if row.name is None else json.dumps({"Name": row.name}).encode()
+    method, path = "GET" if body is None else "POST", f"/{row.cell}/__export"
+    return unit.http(method, path, token=None, body=body, headers=row.headers)
+
+
+def call(channel: grpc.Channel, row: Row) -> Message:
+    stub, metadata = CellExportServiceStub(channel), tuple(row.headers.items())
+    if row.name is None:
+        return stub.GetCellExport(GetCellExportRequest(cell=row.cell), metadata=metadata, timeout=2)
+    return stub.StartCellExport(StartCellExportRequest(cell=row.cell, name=row.name), metadata=metadata, timeout=2)
+
+
+def retry_delay(error: grpc.RpcError) -> Duration | None:
+    for entry in error.trailing_metadata():
+        if entry.key == "grpc-status-details-bin" and isinstance(entry.value, bytes):
+            for detail in status_pb2.Status.FromString(entry.value).details:
+                retry = error_details_pb2.RetryInfo()
+                if detail.Unpack(retry):
+                    delay: Duration = retry.retry_delay
+                    return delay
+    return None
+
+
+@asynccontextmanager
+async def broken_server(cells: Path) -> AsyncIterator[int]:
+    """A server whose method fails with an exception that nobody foresaw, behind the real guard."""
+
+    async def fail(request: Message, call: Call) -> Message:
+        raise RuntimeError("canary-inside-7")
+
+    guard = Guard(judge=Judge([MasterToken(Secret(TOKEN))]), cells=CellDirectory(cells))
+    service = cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"]
+    methods = {method.name: (Privilege.ROOT, fail) for method in service.methods}
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((guard.handlers(service, methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(None)
+
+
+def test_an_unexpected_exception_is_an_id_that_is_found_in_the_log(
+    unit: Unit, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> tuple[int, Any]:
+        async with broken_server(unit.directory / "cells") as port:
+            app = create_app(Settings.read({"CELLEXPORT_GRPC_TARGET": f"127.0.0.1:{port}"}))
+            get = Client(app).get
+            answer = await asyncio.to_thread(get, "/demo/__export", headers={"Authorization": f"Bearer {TOKEN}"})
+            return answer.status_code, json.loads(answer.data)
+
+    status, body = asyncio.run(main())
+    assert (status, body["code"]) == (500, "PR500-SV-9999")
+    text = body["message"]["value"]
+    error_id = text.removeprefix("Unknown Exception [").removesuffix("]")
+    assert text == f"Unknown Exception [{error_id}]"
+    assert len(error_id) == 16
+    [record] = [record for record in caplog.records if getattr(record, "error_id", "") == error_id]
+    assert record.exc_info
+    assert "canary" not in json.dumps(body)
