@@ -21,6 +21,8 @@ from server.model import Caller, CellRecord, Export, Outcome, Result
 
 _OBJECT = "personium-localcell:/__export"
 _LONGEST_QUEUE = 4096
+# A thread is woken for each batch, and that costs more than all else: so a batch has time to grow.
+_GATHER_SECONDS = 0.02
 _MOST_BYTES = 50 * 1024 * 1024
 _KEPT = 12
 
@@ -155,6 +157,7 @@ class EventLog:
     async def _write_all(self) -> None:
         while True:
             batch = [await self._lines.get()]
+            await asyncio.sleep(_GATHER_SECONDS)
             while not self._lines.empty():
                 batch.append(self._lines.get_nowait())
             record = logging.makeLogRecord({"msg": "\n".join(batch)})

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -188,6 +189,30 @@ def retry_delay(error: grpc.RpcError) -> Duration | None:
                     delay: Duration = retry.retry_delay
                     return delay
     return None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
+def test_a_full_disk_is_told_and_the_status_still_is(unit: Unit, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    for number in range(30):
+        unit.add_cell(f"cell{number}")
+    mount = f'mount -t tmpfs -o size=96k tmpfs {small} && exec "$@"'
+    unit.start_server("unshare", "-m", "sh", "-c", mount, "sh", CELLEXPORT_STORE=f"sqlite:///{small}/export.db")
+    unit.start_gateway()
+    answers = [unit.http("POST", f"/cell{number}/__export") for number in range(30)]
+    assert answers[0].status == 202
+    refused = [answer for answer in answers if answer.status != 202]
+    assert {answer.code for answer in refused} == {"PR503-SV-0005"}
+    assert {answer.status for answer in refused} == {503}
+    for number, answer in enumerate(answers):
+        expected = "exportation in progress" if answer.status == 202 else "ready"
+        assert unit.status(f"cell{number}")["status"] == expected
+    with pytest.raises(grpc.RpcError) as raised:
+        unit.begin(cell="cell29")
+    info = client.error_info(raised.value)
+    assert info is not None
+    assert (raised.value.code().name, info.reason) == ("RESOURCE_EXHAUSTED", "NO_SPACE")
 
 
 @asynccontextmanager

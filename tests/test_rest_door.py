@@ -350,3 +350,72 @@ def test_nothing_of_the_query_is_logged(shared_unit: Unit) -> None:
     shared_unit.raw(request("GET /demo/__export?p_cookie_peer=canary-peer-3", "Cookie: p_cookie=canary-cookie-4"))
     texts = [Path(program.log).read_text() for program in shared_unit.programs]
     assert not any("canary-" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ["Content-Length: 5", "Content-Length: 6"],
+        ["Content-Length: 5, 5"],
+        ["Content-Length: +5"],
+        ["Content-Length: -1"],
+        ["Content-Length: 0x5"],
+        ["Content-Length: 99999999999999999999"],
+        ["Transfer-Encoding: chunked", "Transfer-Encoding: identity"],
+        ["Transfer-Encoding: gzip"],
+        ["X-A: b\x00c"],
+        ["X A: b"],
+        [": b"],
+        ["X-A: b", " folded: c"],
+        ["X-A: b\rc"],
+        [f"X-A{number}: b" for number in range(200)],
+        ["X-A: " + "b" * 500_000],
+    ],
+    ids=range(15),
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_framing_that_is_in_doubt_gets_one_answer_and_starts_nothing(
+    shared_unit: Unit, method: str, headers: list[str]
+) -> None:
+    second = request("GET /demo/__export", "X-Personium-RequestKey: smuggled")
+    with socket.create_connection(("127.0.0.1", shared_unit.http_port), 10) as connection:
+        try:
+            connection.sendall(request(f"{method} /demo/__export", *headers, body=b'{"N"}' + second))
+            connection.shutdown(socket.SHUT_WR)
+            answers = b""
+            while more := connection.recv(65536):
+                answers += more
+        except ConnectionError:
+            answers = b""
+    statuses = re.findall(rb"HTTP/1\.1 (\d{3})", answers)
+    assert all(status in (b"400", b"401", b"404", b"405", b"413", b"431", b"414") for status in statuses)
+    assert b"smuggled" not in answers or len(statuses) == 2
+    assert shared_unit.get().revision == 0
+    assert shared_unit.status() == {"status": "ready"}
+
+
+def test_length_and_chunks_at_once_are_answered_once(shared_unit: Unit) -> None:
+    inner = request("GET /demo/__export", "X-Personium-RequestKey: smuggled")
+    body = b"0\r\n\r\n" + inner
+    outer = request("POST /demo/__export", f"Content-Length: {len(body)}", "Transfer-Encoding: chunked", body=body)
+    with socket.create_connection(("127.0.0.1", shared_unit.http_port), 10) as connection:
+        connection.sendall(outer)
+        connection.settimeout(2)
+        answers = b""
+        try:
+            while more := connection.recv(65536):
+                answers += more
+        except TimeoutError:
+            pass
+    assert b"smuggled" not in answers
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_malformed_request_after_good_ones_ends_the_connection(shared_unit: Unit) -> None:
+    good = request("GET /demo/__export", GOOD)
+    with socket.create_connection(("127.0.0.1", shared_unit.http_port), 10) as connection:
+        connection.sendall(good + good + b"nonsense\r\n\r\n" + good)
+        answers = b""
+        while more := connection.recv(65536):
+            answers += more
+    assert re.findall(rb"HTTP/1\.1 (\d{3})", answers) == [b"200", b"200", b"400"]

@@ -195,8 +195,8 @@ class Unit:
         self.programs.append(program)
         return program
 
-    def start_server(self, **more: str) -> Program:
-        server = self.start("server", **more)
+    def start_server(self, *before: str, **more: str) -> Program:
+        server = self.start("server", *before, **more)
         server.wait_for_log("serving")
         return server
 
