@@ -17,11 +17,10 @@ _REASONS_BACK = {message: reason for reason, message in _REASONS.items()}
 
 
 def cell_export(record: CellRecord) -> cell_export_pb2.CellExport:
-    State = cell_export_pb2.CellExport.State  # noqa: N806
     export, outcome = record.export, record.last_outcome
     return cell_export_pb2.CellExport(
         cell=record.cell,
-        state=State.STATE_READY if export is None else State.STATE_EXPORTING,
+        state=cell_export_pb2.CellExport.STATE_READY if export is None else cell_export_pb2.CellExport.STATE_EXPORTING,
         exportation=None if export is None else _exportation(export),
         last_outcome=None if outcome is None else _outcome(outcome),
         revision=record.revision,

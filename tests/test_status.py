@@ -265,6 +265,27 @@ def test_a_start_in_chunks_is_as_good_as_any(unit: Unit) -> None:
     assert unit.get().exportation.name == "pieces"
 
 
+@pytest.mark.parametrize(
+    ("headers", "pieces"),
+    [
+        (["Content-Length: 17"], [b'{"Name"', b':"pie', b'ces"}']),
+        (["Transfer-Encoding: chunked"], [b'8\r\n{"Name":\r\n', b'8\r\n"pie', b'ces"\r\n1\r\n}\r\n', b"0\r\n\r\n"]),
+    ],
+    ids=["length", "chunked"],
+)
+def test_a_body_may_come_in_pieces(unit: Unit, headers: list[str], pieces: list[bytes]) -> None:
+    unit.start_server()
+    unit.start_gateway()
+    with socket.create_connection(("127.0.0.1", unit.http_port), 10) as connection:
+        connection.sendall(start_request(*headers))
+        for piece in pieces:
+            # Long enough for what was sent before to be read on its own.
+            threading.Event().wait(0.2)
+            connection.sendall(piece)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 202 ")
+    assert unit.get().exportation.name == "pieces"
+
+
 @pytest.mark.parametrize("host", ["a..b", ".", "a" * 300, "evil.example", "[", ""])
 def test_nothing_depends_on_the_host_that_a_request_names(shared_unit: Unit, host: str) -> None:
     with socket.create_connection(("127.0.0.1", shared_unit.http_port), 20) as connection:

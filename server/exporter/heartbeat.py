@@ -86,7 +86,7 @@ class Heartbeat:
             if self.lost.is_set():
                 raise LeaseLostError
             stop()
-            self._over.wait(_jittered(_RETRY_SECONDS))
+            self._over.wait(jittered(_RETRY_SECONDS))
 
     def _beat(self) -> None:
         try:
@@ -106,7 +106,7 @@ class Heartbeat:
                 if self._report(progress):
                     told, told_at = progress, now
                 else:
-                    self._over.wait(_jittered(_RETRY_SECONDS))
+                    self._over.wait(jittered(_RETRY_SECONDS))
             self._over.wait(_SHORTEST_SECONDS)
 
     def _report(self, progress: Progress) -> bool:
@@ -148,5 +148,6 @@ def reason(error: grpc.RpcError) -> str:
     return error.code().name if info is None else info.reason
 
 
-def _jittered(seconds: float) -> float:
-    return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - spreads retries, guards nothing
+def jittered(seconds: float) -> float:
+    """Half as long to half as long again, so that exporters don't come all at once."""
+    return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - guards nothing

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import random
 import threading
 import time
 import uuid
@@ -19,7 +18,7 @@ from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 from server.exporter import snapshot
 from server.exporter.area import FencedError, NameTakenError, SnapshotArea
 from server.exporter.bar import Bar
-from server.exporter.heartbeat import TRANSIENT, Heartbeat, LeaseLostError, reason
+from server.exporter.heartbeat import TRANSIENT, Heartbeat, LeaseLostError, jittered, reason
 from server.exporter.snapshot import StoppedError, Subject
 from server.exporter.tally import Tally
 from server.exporter.walk import SourceChangedError, SourceError
@@ -99,7 +98,7 @@ class Runner:
                 return None
             except grpc.RpcError as error:
                 self._say_away(error)
-                self._stopping.wait(_jittered(_RETRY_SECONDS))
+                self._stopping.wait(jittered(_RETRY_SECONDS))
                 continue
             self._say_back()
             return response.claimed_export if response.HasField("claimed_export") else None
@@ -196,7 +195,7 @@ class Runner:
                     return
                 if self._stopping.is_set() and time.monotonic() > last_try:
                     return
-                self._pause.wait(_jittered(_RETRY_SECONDS))
+                self._pause.wait(jittered(_RETRY_SECONDS))
 
     def _say_away(self, error: grpc.RpcError) -> None:
         """Log, once, that the server gives no work: not at once, as it may be just starting."""
@@ -224,7 +223,3 @@ def _failed(why: Outcome.Reason.ValueType, claimed: ClaimedExport, error: Except
     labels = {"cell": claimed.cell, "request_key": claimed.request_key, "error": str(error)}
     _log.error("export failed", extra=labels)
     return why
-
-
-def _jittered(seconds: float) -> float:
-    return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - spreads retries, guards nothing
