@@ -63,7 +63,7 @@ def _granian(settings: Settings, log_config: dict[str, Any]) -> MPServer:
         respawn_failed_workers=True,
         workers_kill_timeout=_GRACE_SECONDS,
         log_level=LogLevels.error,
-        log_dictconfig=log_config | {"loggers": {}},
+        log_dictconfig=log_config,
     )
 
 
@@ -80,7 +80,7 @@ def _require_free(address: Address) -> None:
 
 def _forget_header_variables() -> None:
     """Granian puts the environment into each request, where a variable HTTP_… would pass for a header."""
-    for name in [name for name in os.environ if name.startswith("HTTP_")]:
+    for name in [name for name in os.environ if name.startswith(("HTTP_", "CONTENT_"))]:
         del os.environ[name]
 
 

@@ -34,7 +34,8 @@ class Bodies:
         if not body:
             return None
         try:
-            content = json.loads(body.decode())
+            # Numbers are nothing to us, and may be longer than Python likes to read; NaN is none in JSON.
+            content = json.loads(body.decode(), parse_int=_number, parse_float=_number, parse_constant=_refuse)
         except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict):
@@ -70,6 +71,14 @@ class Bodies:
             return b""
         finally:
             self._readers.release()
+
+
+def _number(_: str) -> int:
+    return 0
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
 
 
 def _no_json(body: bytes) -> ApiError:

@@ -102,6 +102,12 @@ class _Views:
         return response
 
     def refuse(self, error: ApiError) -> Response:
+        """What the server has not seen, and so has not logged."""
+        labels = {"code": error.problem.code, "method": request.method, "path": request.path}
+        _log.info("refused", extra=labels | {"request_key": g.request_key})
+        return self._answer(error)
+
+    def _answer(self, error: ApiError) -> Response:
         problem = error.problem
         response = _json(render.error(problem.code, error.message), problem.status)
         if problem.status == 401:
@@ -118,7 +124,7 @@ class _Views:
             return self.refuse_unexpected(error)
         if known.problem.status >= 500:
             _log.warning("the call failed", extra={"code": known.problem.code, "request_key": g.request_key})
-        return self.refuse(known)
+        return self._answer(known)
 
     def refuse_http(self, error: HTTPException) -> Response:
         if isinstance(error, NotFound):
@@ -130,7 +136,7 @@ class _Views:
     def refuse_unexpected(self, error: Exception) -> Response:
         error_id = secrets.token_hex(8)
         _log.error("unexpected error", exc_info=error, extra={"error_id": error_id, "request_key": g.request_key})
-        return self.refuse(ApiError(errors.UNEXPECTED, error_id))
+        return self._answer(ApiError(errors.UNEXPECTED, error_id))
 
     def _metadata(self) -> client.Metadata:
         return forwarding.metadata(request, g.request_key)

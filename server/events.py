@@ -8,7 +8,9 @@ dropped. No token, cookie or peer is ever written.
 
 import asyncio
 import logging
+import os
 import re
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -161,13 +163,60 @@ class EventLog:
             while not self._lines.empty():
                 batch.append(self._lines.get_nowait())
             record = logging.makeLogRecord({"msg": "\n".join(batch)})
-            await asyncio.to_thread(self._handler.handle, record)
+            try:
+                await asyncio.to_thread(self._handler.handle, record)
+            except Exception:
+                _log.exception("events were lost", extra={"events": len(batch)})
             for _ in batch:
                 self._lines.task_done()
 
 
 class _Handler(RotatingFileHandler):
-    """A full disk is told in the application log, and stops nobody."""
+    """Whatever happens to the file: it is told once in the application log, and stops nobody."""
+
+    # Whether the latest line was in trouble, and whether that was told.
+    _failing = _said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._failing = False
+        self._reopen_if_gone()
+        super().emit(record)
+        if self._said and not self._failing:
+            _log.info("the event log can be written again")
+            self._said = False
+
+    def doRollover(self) -> None:  # noqa: N802 - the name that logging calls
+        """A file that can't be put aside grows on."""
+        try:
+            super().doRollover()
+        except OSError as error:
+            self._say(error)
+            self.stream = self.stream or self._open()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
-        _log.exception("the event log can't be written")
+        self._say(sys.exc_info()[1])
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            self._say(error)
+
+    def _reopen_if_gone(self) -> None:
+        """A file that somebody removed or put aside is made anew."""
+        stream = self.stream
+        if stream is None:
+            return
+        try:
+            gone = not os.path.samestat(os.stat(self.baseFilename), os.fstat(stream.fileno()))
+        except OSError:
+            gone = True
+        if gone:
+            with suppress(OSError):
+                stream.close()
+            self.stream = None
+
+    def _say(self, error: BaseException | None) -> None:
+        if not self._said:
+            _log.error("the event log can't be written", extra={"error": str(error)})
+        self._failing = self._said = True

@@ -4,8 +4,10 @@ The order is that of the contract: request key, cell, authentication, authorisat
 that names no privilege, or is named by none, keeps the server from starting.
 """
 
+import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Never
@@ -39,6 +41,17 @@ class Call:
 
 
 Method = Callable[[Any, Call], Awaitable[Message]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A method, the privilege that it needs, and how long it may take at the most, whatever the caller allows."""
+
+    privilege: Privilege
+    method: Method
+    most_seconds: float = 10.0
+
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -48,24 +61,23 @@ class Guard:
     def __init__(self, *, judge: Judge, cells: CellDirectory) -> None:
         self._judge = judge
         self._cells = cells
+        self._undecodable_at = float("-inf")
 
-    def handlers(
-        self, service: ServiceDescriptor, methods: Mapping[str, tuple[Privilege, Method]]
-    ) -> grpc.GenericRpcHandler:
+    def handlers(self, service: ServiceDescriptor, rules: Mapping[str, Rule]) -> grpc.GenericRpcHandler:
         """The service for grpc to serve.
 
         Raises:
-            ValueError: if a method of the service names no privilege, or there is no such method.
+            ValueError: if a method of the service has no rule, or a rule has no method.
         """
         declared = {method.name for method in service.methods}
-        if declared != methods.keys():
-            odd = ", ".join(sorted(declared ^ methods.keys()))
+        if declared != rules.keys():
+            odd = ", ".join(sorted(declared ^ rules.keys()))
             raise ValueError(f"{service.full_name}: each method needs a privilege and an implementation: {odd}")
         return grpc.method_handlers_generic_handler(
             service.full_name,
             {
                 method.name: grpc.unary_unary_rpc_method_handler(
-                    self._wrap(method.name, *methods[method.name]),
+                    self._wrap(method.name, rules[method.name]),
                     request_deserializer=_deserializer(GetMessageClass(method.input_type)),
                     response_serializer=GetMessageClass(method.output_type).SerializeToString,
                 )
@@ -73,22 +85,25 @@ class Guard:
             },
         )
 
-    def _wrap(self, name: str, privilege: Privilege, method: Method) -> Callable[[Any, Context], Awaitable[Message]]:
+    def _wrap(self, name: str, rule: Rule) -> Callable[[Any, Context], Awaitable[Message]]:
         async def guarded(request: Any, context: Context) -> Message:
             if request is None:
-                _log.info("refused", extra={"reason": "undecodable message", "method": name})
+                self._log_undecodable(name)
                 await context.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
             key = ""
             try:
                 metadata = context.invocation_metadata() or ()
                 key = _key(metadata)
-                call = self._admit(request, metadata, key, privilege)
+                call = self._admit(request, metadata, key, rule.privilege)
                 _require_time(context)
-                answer = await method(request, call)
+                async with asyncio.timeout(rule.most_seconds):
+                    answer = await rule.method(request, call)
                 context.set_trailing_metadata(((request_key.METADATA, key),))
                 return answer
             except Refused as refused:
                 error = refused
+            except TimeoutError:
+                error = Refused(Refusal.DEADLINE_PASSED, note=f"took longer than {rule.most_seconds:g} s")
             except Exception as unexpected:
                 error = _unexpected(unexpected, key)
             key = key or request_key.generate()
@@ -96,6 +111,13 @@ class Guard:
             return await _abort(context, error, key)
 
         return guarded
+
+    def _log_undecodable(self, name: str) -> None:
+        """At most once a second: such messages come in floods."""
+        now = time.monotonic()
+        if now - self._undecodable_at >= 1:
+            self._undecodable_at = now
+            _log.info("refused", extra={"reason": "undecodable message", "method": name})
 
     def _admit(self, request: Any, metadata: Any, key: str, privilege: Privilege) -> Call:
         cell = self._cell(request, privilege)
@@ -145,12 +167,13 @@ def _key(metadata: Any) -> str:
 
 
 def _credentials(metadata: Any) -> Credentials:
-    unit_users = _values(metadata, UNIT_USER)
+    authorization = _values(metadata, AUTHORIZATION)
     return Credentials(
-        authorization=_values(metadata, AUTHORIZATION),
+        authorization=",".join(authorization) if authorization else None,
         cookies=_values(metadata, COOKIE),
         peers=_values(metadata, COOKIE_PEER),
-        unit_user=next(filter(None, unit_users), ""),
+        # As an HTTP server joins header lines.
+        unit_user=",".join(_values(metadata, UNIT_USER)),
     )
 
 

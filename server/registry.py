@@ -60,9 +60,16 @@ class Registry:
                 raise Refused(Refusal.ALREADY_EXPORTING)
             # The directory is read before the record is written: that nothing was published in between is sure,
             # because only an export under way publishes, and then the record would have changed.
+            try:
+                free = await asyncio.to_thread(self._free_name, cell, name)
+            except Refused:
+                # Of a snapshot that appeared meanwhile: then its export may be followed by another already.
+                if (await self._records.read(cell)).revision != record.revision:
+                    continue
+                raise
             export = Export(
                 export_id=secrets.token_hex(16),
-                name=await asyncio.to_thread(self._free_name, cell, name),
+                name=free,
                 request_key=request_key,
                 accepted_at=self._records.clock(),
             )

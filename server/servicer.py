@@ -11,7 +11,7 @@ from server.cells import CellDirectory
 from server.claims import Claims
 from server.errors import Refusal, Refused
 from server.events import Events
-from server.guard import Call, Method
+from server.guard import Call, Rule
 from server.model import Cell, Reason, Result
 from server.records import now_ms
 from server.registry import Registry
@@ -27,10 +27,10 @@ class CellExportService:
         self._events = log
 
     @property
-    def methods(self) -> Mapping[str, tuple[Privilege, Method]]:
+    def rules(self) -> Mapping[str, Rule]:
         return {
-            "GetCellExport": (Privilege.ROOT, self._get),
-            "StartCellExport": (Privilege.ROOT, self._start),
+            "GetCellExport": Rule(Privilege.ROOT, self._get),
+            "StartCellExport": Rule(Privilege.ROOT, self._start),
         }
 
     async def _get(self, request: status_pb2.GetCellExportRequest, call: Call) -> status_pb2.GetCellExportResponse:
@@ -66,11 +66,11 @@ class ExporterService:
         self._lease_seconds = lease_seconds
 
     @property
-    def methods(self) -> Mapping[str, tuple[Privilege, Method]]:
+    def rules(self) -> Mapping[str, Rule]:
         return {
-            "ClaimExport": (Privilege.EXPORT_REPORT, self._claim),
-            "ReportProgress": (Privilege.EXPORT_REPORT, self._report),
-            "FinishExport": (Privilege.EXPORT_REPORT, self._finish),
+            "ClaimExport": Rule(Privilege.EXPORT_REPORT, self._claim, most_seconds=_LONGEST_WAIT_SECONDS + 10),
+            "ReportProgress": Rule(Privilege.EXPORT_REPORT, self._report),
+            "FinishExport": Rule(Privilege.EXPORT_REPORT, self._finish),
         }
 
     async def _claim(self, request: exporter_pb2.ClaimExportRequest, call: Call) -> exporter_pb2.ClaimExportResponse:

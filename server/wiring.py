@@ -72,8 +72,8 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         server = grpc.aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers(
             (
-                guard.handlers(cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"], cell_exports.methods),
-                guard.handlers(exporter_pb2.DESCRIPTOR.services_by_name["ExporterService"], exporters.methods),
+                guard.handlers(cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"], cell_exports.rules),
+                guard.handlers(exporter_pb2.DESCRIPTOR.services_by_name["ExporterService"], exporters.rules),
             )
         )
         address = _listen(server, settings)

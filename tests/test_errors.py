@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from gateway.config import Settings
 from server.auth import Judge, Privilege
 from server.auth.master import MasterToken
 from server.cells import CellDirectory
-from server.guard import Call, Guard
+from server.guard import Call, Guard, Rule
 
 GOOD = {"authorization": f"Bearer {TOKEN}"}
 INVALID_TOKEN = ', error="invalid_token"'
@@ -215,18 +215,25 @@ def test_a_full_disk_is_told_and_the_status_still_is(unit: Unit, tmp_path: Path)
     assert (raised.value.code().name, info.reason) == ("RESOURCE_EXHAUSTED", "NO_SPACE")
 
 
+async def fail(request: Message, call: Call) -> Message:
+    """A method that fails in a way that nobody foresaw."""
+    raise RuntimeError("canary-inside-7")
+
+
+async def hang(request: Message, call: Call) -> Message:
+    """A method that never ends."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
 @asynccontextmanager
-async def broken_server(cells: Path) -> AsyncIterator[int]:
-    """A server whose method fails with an exception that nobody foresaw, behind the real guard."""
-
-    async def fail(request: Message, call: Call) -> Message:
-        raise RuntimeError("canary-inside-7")
-
+async def broken_server(cells: Path, rule: Rule) -> AsyncIterator[int]:
+    """A server whose methods are broken, behind the real guard."""
     guard = Guard(judge=Judge([MasterToken(Secret(TOKEN))]), cells=CellDirectory(cells))
     service = cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"]
-    methods = {method.name: (Privilege.ROOT, fail) for method in service.methods}
+    rules = {method.name: rule for method in service.methods}
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((guard.handlers(service, methods),))
+    server.add_generic_rpc_handlers((guard.handlers(service, rules),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -239,7 +246,7 @@ def test_an_unexpected_exception_is_an_id_that_is_found_in_the_log(
     unit: Unit, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> tuple[int, Any]:
-        async with broken_server(unit.directory / "cells") as port:
+        async with broken_server(unit.directory / "cells", Rule(Privilege.ROOT, fail)) as port:
             app = create_app(Settings.read({"CELLEXPORT_GRPC_TARGET": f"127.0.0.1:{port}"}))
             get = Client(app).get
             answer = await asyncio.to_thread(get, "/demo/__export", headers={"Authorization": f"Bearer {TOKEN}"})
@@ -254,3 +261,17 @@ def test_an_unexpected_exception_is_an_id_that_is_found_in_the_log(
     [record] = [record for record in caplog.records if getattr(record, "error_id", "") == error_id]
     assert record.exc_info
     assert "canary" not in json.dumps(body)
+
+
+def test_no_call_takes_longer_than_its_rule_allows(unit: Unit) -> None:
+    async def main() -> grpc.aio.AioRpcError:
+        async with AsyncExitStack() as stack:
+            rule = Rule(Privilege.ROOT, hang, most_seconds=0.2)
+            port = await stack.enter_async_context(broken_server(unit.directory / "cells", rule))
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+            stub = CellExportServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await stub.GetCellExport(GetCellExportRequest(cell="demo"), metadata=client.bearer(TOKEN))
+            return raised.value
+
+    assert asyncio.run(main()).code() == grpc.StatusCode.DEADLINE_EXCEEDED

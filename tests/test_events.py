@@ -190,3 +190,52 @@ def test_it_is_rotated_by_size_and_twelve_are_kept(tmp_path: Path) -> None:
     numbers = [int(row[2]) for row in rows]
     assert numbers == list(range(numbers[0], 200))
     assert all(file.stat().st_size <= 1500 for file in kept)
+
+
+def test_a_file_that_can_not_be_put_aside_grows_on(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    (tmp_path / "events.12" / "in the way").mkdir(parents=True)
+
+    async def main() -> None:
+        log = await EventLog.open(path, most_bytes=1500)
+        for number in range(150):
+            await log.write(an_event(number))
+            await log.settled()
+        await log.close()
+
+    asyncio.run(main())
+    kept = [tmp_path / f"events.{number}" for number in range(11, 0, -1)] + [path]
+    rows = [row for file in kept for row in csv.reader(file.read_text().splitlines())]
+    assert [int(row[2]) for row in rows] == list(range(150))
+    assert path.stat().st_size > 3000
+
+
+def test_a_file_that_was_removed_is_made_anew(unit: Unit) -> None:
+    unit.start_server()
+    unit.get()
+    told(unit, "cell.export.status")
+    (unit.directory / "log" / "event.log").unlink()
+    unit.get()
+    eventually((unit.directory / "log" / "event.log").exists)
+    told(unit, "cell.export.status")
+
+
+def test_a_full_disk_is_told_once_and_stops_nobody(unit: Unit) -> None:
+    server = unit.start_server(CELLEXPORT_EVENT_LOG="/dev/full")
+    for _ in range(20):
+        unit.get()
+    server.wait_for_log("the event log can't be written")
+    unit.get()
+    assert server.terminate() == 0
+    assert len([line for line in server.lines() if line["level"] == "error"]) == 1
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_pipe_that_nobody_reads_ends_calls_in_time(unit: Unit, tmp_path: Path) -> None:
+    pipe = tmp_path / "events"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    unit.start_server(CELLEXPORT_EVENT_LOG=str(pipe))
+    assert unit.get().cell == "demo"
+    os.close(reader)
+    assert unit.get().cell == "demo"

@@ -1,12 +1,14 @@
 """The gRPC door by callers who are not polite."""
 
 import gzip
+import socket
 from collections.abc import Iterator
 
 import grpc
 import pytest
-from unit import TOKEN, Unit
+from unit import TOKEN, Unit, request
 
+from cellexport import client
 from cellexport.v1.cell_export_pb2 import GetCellExportRequest, GetCellExportResponse
 
 GET = "/cellexport.v1.CellExportService/GetCellExport"
@@ -106,3 +108,51 @@ def test_a_message_that_grows_when_it_is_unpacked_is_refused(shared_unit: Unit) 
 )
 def test_methods_that_are_none(channel: grpc.Channel, method: str) -> None:
     assert outcome(channel, DEMO, GOOD, method=method) == "UNIMPLEMENTED"
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def literal(name: bytes, value: bytes) -> bytes:
+    """A header as HTTP/2 has it, neither indexed nor compressed."""
+    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+@pytest.mark.parametrize(
+    "name", [b"authorization", b"p-cookie", b"p-cookie-peer", b"x-personium-requestkey", b"x-other"]
+)
+def test_bytes_that_no_client_library_sends_are_in_no_log(unit: Unit, name: bytes) -> None:
+    server = unit.start_server()
+    path = b"/cellexport.v1.CellExportService/GetCellExport"
+    headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"x")]
+    headers += [(b"content-type", b"application/grpc"), (b"te", b"trailers"), (name, b"Bearer CANARY-77\xe9")]
+    block = b"".join(literal(key, value) for key, value in headers)
+    message = bytes(5 - 1) + bytes([len(DEMO)]) + DEMO
+    with socket.create_connection(("127.0.0.1", unit.grpc_port), 10) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))
+        connection.sendall(frame(1, 4, 1, block) + frame(0, 1, 1, message))
+        connection.settimeout(2)
+        answer = b""
+        try:
+            # Whatever it is: it is over when the stream is.
+            while b"grpc-status" not in answer and (more := connection.recv(65536)):
+                answer += more
+        except TimeoutError:
+            pass
+    assert answer
+    assert unit.get().cell == "demo"
+    assert "CANARY-77" not in server.log.read_text()
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_two_values_are_judged_as_an_http_server_joins_them(shared_unit: Unit, channel: grpc.Channel) -> None:
+    for first, second in ((f"Bearer {TOKEN}", f"Bearer {TOKEN}"), ("Basic eDp5", "Basic eDp5"), ("", "Bearer x")):
+        lines = [f"Authorization: {first}", f"Authorization: {second}"]
+        code = shared_unit.raw(request("GET /demo/__export", *lines)).code
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(GET)
+        with pytest.raises(grpc.RpcError) as raised:
+            call(DEMO, metadata=(("authorization", first), ("authorization", second)), timeout=5)
+        info = client.error_info(raised.value)
+        assert info is not None
+        assert info.metadata["personium_code"] == code

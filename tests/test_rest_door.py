@@ -244,6 +244,26 @@ def test_a_request_key_is_valid_or_refused_and_returned(shared_unit: Unit, lines
         assert re.fullmatch(r"[A-Za-z0-9_-]{4}_[A-Za-z0-9_-]{18}", key)
 
 
+def test_what_the_facade_refuses_is_one_line_in_its_log(unit: Unit) -> None:
+    unit.start_server()
+    gateway = unit.start_gateway()
+    key = "X-Personium-RequestKey: trace-me"
+    unit.raw(request("GET /nothing?canary=1", key))
+    unit.raw(request("PUT /demo/__export", key))
+    unit.raw(request("POST /demo/__export", key, "Content-Length: 99999"))
+    unit.raw(request("GET /a%0ab/x", key))
+    unit.raw(request("GET /demo/__export", key))
+    lines = [line for line in gateway.lines() if line.get("request_key") == "trace-me"]
+    assert [(line["code"], line["method"], line["path"]) for line in lines] == [
+        ("PR404-MC-0001", "GET", "/nothing"),
+        ("PR405-MC-0001", "PUT", "/demo/__export"),
+        ("PR413-CM-0001", "POST", "/demo/__export"),
+        ("PR404-MC-0001", "GET", "/a\nb/x"),
+    ]
+    [refused] = [line for line in unit.programs[0].lines() if line.get("request_key") == "trace-me"]
+    assert refused["reason"] == "CREDENTIALS_MISSING"
+
+
 def test_a_refused_key_is_in_no_log(unit: Unit) -> None:
     unit.start_server()
     unit.start_gateway()

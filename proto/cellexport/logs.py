@@ -35,6 +35,8 @@ def configure(environment: Environment, *, terminal: bool) -> dict[str, Any]:
         "formatters": {"line": {"()": f"{formatter.__module__}.{formatter.__name__}"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
         "root": {"level": "INFO", "handlers": ["stderr"]},
+        # grpc logs metadata that it can't decode, and metadata holds tokens. Our own code logs what it refuses.
+        "loggers": {"grpc": {"level": logging.CRITICAL + 1}},
     }
     logging.config.dictConfig(config)
     logging.captureWarnings(True)

@@ -12,9 +12,12 @@ _LIMIT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What came in `authorization`, in the cookie and its peer (all values), and in `x-personium-unit-user`."""
+    """What came in `authorization`, in the cookie and its peer (all values), and in `x-personium-unit-user`.
 
-    authorization: tuple[str, ...] = ()
+    Several values of the first and the last are one, joined by commas, as an HTTP server joins header lines.
+    """
+
+    authorization: str | None = None
     cookies: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     unit_user: str = ""
@@ -29,15 +32,14 @@ def bearer_token(credentials: Credentials) -> str:
     Raises:
         Refused: CREDENTIALS_MISSING, SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, COOKIE_REJECTED
     """
-    if not credentials.authorization:
+    value = credentials.authorization
+    if value is None:
         # Without the unit's secret no cookie is any good.
         presented = any(credentials.peers) or len(credentials.peers) > 1
         raise Refused(Refusal.COOKIE_REJECTED if presented else Refusal.CREDENTIALS_MISSING)
-    value = credentials.authorization[0]
     if value[:6].lower() == "bearer":
         scheme, blank, token = value.partition(" ")
-        one = len(credentials.authorization) == 1 and len(value) <= _LIMIT
-        if one and len(scheme) == 6 and blank and _is_token(token):
+        if len(value) <= _LIMIT and len(scheme) == 6 and blank and _is_token(token):
             return token
         raise Refused(Refusal.TOKEN_INVALID)
     if value[:5].lower() == "basic":
