@@ -5,6 +5,7 @@ import secrets
 import socket
 import threading
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from unit import TOKEN, UNIT_URL, HandExporter, Unit, eventually, request
@@ -181,6 +182,18 @@ def test_the_default_name_is_the_cells_and_the_time(unit: Unit) -> None:
     unit.start_server()
     name = unit.begin().exportation.name
     assert re.fullmatch(r"demo_\d{8}_\d{6}", name)
+
+
+def test_a_default_name_that_is_taken_is_numbered(unit: Unit) -> None:
+    unit.start_server()
+    directory = unit.snapshots / "demo"
+    directory.mkdir(parents=True)
+    now = datetime.now(UTC)
+    for seconds in range(20):
+        stem = f"demo_{now + timedelta(seconds=seconds):%Y%m%d_%H%M%S}"
+        (directory / f"{stem}.zip").touch()
+        (directory / f"{stem}_2.zip").touch()
+    assert re.fullmatch(r"demo_\d{8}_\d{6}_3", unit.begin().exportation.name)
 
 
 def test_of_fifty_simultaneous_starts_exactly_one_wins(unit: Unit) -> None:
