@@ -17,6 +17,8 @@ from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 # Longer than any of these tests takes to look at it.
 LARGE = 1024**3
 
+pytestmark = pytest.mark.timeout(180)
+
 
 @pytest.fixture
 def busy_unit(unit: Unit) -> Unit:
@@ -62,7 +64,7 @@ def files(unit: Unit) -> list[str]:
 
 
 def wait_for_the_end(unit: Unit) -> CellExport:
-    status = unit.wait_until_ready(within=50)
+    status = unit.wait_until_ready(within=100)
     if status.last_outcome.result == Outcome.RESULT_SUCCEEDED:
         assert files(unit) == ["busy.zip"]
     return status

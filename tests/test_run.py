@@ -47,7 +47,7 @@ def paste(text: str) -> str:
     return subprocess.run(text, shell=True, capture_output=True, text=True, timeout=20).stdout  # noqa: S602
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_a_stranger_has_it_running_with_one_command(tmp_path: Path) -> None:
     ports = {
         "CELLEXPORT_HTTP_LISTEN": f"127.0.0.1:{free_port()}",
@@ -61,7 +61,7 @@ def test_a_stranger_has_it_running_with_one_command(tmp_path: Path) -> None:
         assert "202 Accepted" in paste(start)
         assert '"status":"exportation in progress"' in paste(ask)
         assert '"state": "STATE_EXPORTING"' in paste(grpc)
-        eventually(lambda: '{"status":"ready"}' in paste(ask), within=90)
+        eventually(lambda: '{"status":"ready"}' in paste(ask), within=180)
         assert '"result": "RESULT_SUCCEEDED"' in paste(grpc)
         token = tmp_path / "var" / "unit" / "master_token"
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
