@@ -405,7 +405,8 @@ def test_framing_that_is_in_doubt_gets_one_answer_and_starts_nothing(
             answers = b""
             while more := connection.recv(65536):
                 answers += more
-        except ConnectionError:
+        except OSError:
+            # It hung up, which is an answer too.
             answers = b""
     statuses = re.findall(rb"HTTP/1\.1 (\d{3})", answers)
     assert all(status in (b"400", b"401", b"404", b"405", b"413", b"431", b"414") for status in statuses)
