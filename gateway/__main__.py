@@ -37,7 +37,7 @@ def main() -> None:
     _forget_header_variables()
     # A worker of its own making inherits nothing but what it needs.
     multiprocessing.set_start_method("spawn")
-    _log.info("serving", extra={"address": str(settings.listen), "target": settings.target})
+    _log.info("starting", extra={"address": str(settings.listen), "target": settings.target})
     _granian(settings, log_config).serve()
 
 

@@ -42,7 +42,7 @@ class Settings:
 
 def _event_log(environment: Environment, unit_dir: Path) -> Path | None:
     value = environment.text("CELLEXPORT_EVENT_LOG", str(unit_dir / "log" / "event.log"))
-    return None if value == "off" else Path(value).absolute()
+    return None if value.lower() == "off" else Path(value).absolute()
 
 
 def _store(environment: Environment, unit_dir: Path) -> Path:

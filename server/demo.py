@@ -131,8 +131,9 @@ def _fill(webdav: Path) -> None:
         sizes = [path.lstat().st_size for path in copy.rglob("*") if path.is_file() and not path.is_symlink()]
         size, files = size + sum(sizes), files + len(sizes)
         share = min(100, size * 100 // _ENOUGH_BYTES, files * 100 // _ENOUGH_FILES)
-        print(f"\rMaking a demo cell of real files: {share:3}% ({files:,} files)", end="", flush=True)
-    print()
+        if sys.stdout.isatty():
+            print(f"\rMaking a demo cell of real files: {share:3}% ({files:,} files)", end="", flush=True)
+    print(f"\rMade a demo cell of {files:,} real files.       ", flush=True)
 
 
 def _make_token(unit: Path) -> Path:
@@ -180,11 +181,11 @@ class _Manager(Manager):
 
     def terminate(self) -> None:
         exporter = self._processes["exporter"]
-        if self._exporter_told or "pid" not in exporter or "returncode" in exporter:
+        # Once a program has stopped, the loop comes here for the last time; a second Ctrl-C comes here too.
+        if self._exporter_told or self._any_stopped() or "pid" not in exporter:
             super().terminate()
         else:
             self._procmgr.terminate(exporter["pid"])
-        # The loop comes here again when the exporter has ended, and so does a second Ctrl-C.
         self._exporter_told = True
 
 

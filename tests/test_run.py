@@ -101,6 +101,14 @@ def test_when_one_program_dies_all_end_and_it_is_said_which(unit: Unit, tmp_path
         assert "exporter stopped (rc=-9)" in output.read_text()
 
 
+def test_a_setting_that_one_program_refuses_ends_all_at_once(unit: Unit, tmp_path: Path) -> None:
+    mine = {name: value for name, value in unit.variables().items() if name.startswith("CELLEXPORT_")}
+    with demo(tmp_path, **mine, CELLEXPORT_X_OVERRIDE="nah") as (process, output):
+        assert process.wait(20) != 0
+        assert "CELLEXPORT_X_OVERRIDE: must be one of on, off." in output.read_text()
+        assert "SIGKILL" not in output.read_text()
+
+
 def test_a_taken_port_is_one_clear_sentence_that_says_what_to_do(unit: Unit, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", unit.http_port))
