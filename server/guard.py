@@ -36,8 +36,6 @@ class Call:
 
     request_key: str
     identity: Identity
-    # The cell that the message names; None for the methods of exporters.
-    cell: Cell | None
 
 
 Method = Callable[[Any, Call], Awaitable[Message]]
@@ -122,7 +120,7 @@ class Guard:
     def _admit(self, request: Any, metadata: Any, key: str, privilege: Privilege) -> Call:
         cell = self._cell(request, privilege)
         identity = self._judge.judge(_credentials(metadata), cell, privilege)
-        return Call(key, identity, cell)
+        return Call(key, identity)
 
     def _cell(self, request: Any, privilege: Privilege) -> Cell | None:
         if not hasattr(request, "cell"):

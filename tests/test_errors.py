@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,7 +14,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from unit import TOKEN, UNIT_URL, Answer, Unit
+from unit import TOKEN, UNIT_URL, Answer, Unit, needs_root
 from werkzeug.test import Client
 
 from cellexport import client
@@ -191,7 +190,7 @@ def retry_delay(error: grpc.RpcError) -> Duration | None:
     return None
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
+@needs_root
 def test_a_full_disk_is_told_and_the_status_still_is(unit: Unit, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

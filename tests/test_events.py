@@ -173,21 +173,28 @@ def test_a_full_queue_makes_callers_wait_and_drops_nothing(tmp_path: Path) -> No
     assert asyncio.run(main()) == 0
 
 
-def test_it_is_rotated_by_size_and_twelve_are_kept(tmp_path: Path) -> None:
-    path = tmp_path / "events"
+def write_one_by_one(path: Path, count: int) -> None:
+    """Write so many events, each of them to the file before the next, into files of at most 1,500 bytes."""
 
     async def main() -> None:
         log = await EventLog.open(path, most_bytes=1500)
-        for number in range(200):
+        for number in range(count):
             await log.write(an_event(number))
             await log.settled()
         await log.close()
 
     asyncio.run(main())
+
+
+def numbers_in(files: list[Path]) -> list[int]:
+    return [int(row[2]) for file in files for row in csv.reader(file.read_text().splitlines())]
+
+
+def test_it_is_rotated_by_size_and_twelve_are_kept(tmp_path: Path) -> None:
+    write_one_by_one(tmp_path / "events", 200)
     kept = sorted(tmp_path.iterdir(), key=lambda file: int(file.suffix[1:] or 0), reverse=True)
     assert len(kept) == 13
-    rows = [row for file in kept for row in csv.reader(file.read_text().splitlines())]
-    numbers = [int(row[2]) for row in rows]
+    numbers = numbers_in(kept)
     assert numbers == list(range(numbers[0], 200))
     assert all(file.stat().st_size <= 1500 for file in kept)
 
@@ -195,18 +202,9 @@ def test_it_is_rotated_by_size_and_twelve_are_kept(tmp_path: Path) -> None:
 def test_a_file_that_can_not_be_put_aside_grows_on(tmp_path: Path) -> None:
     path = tmp_path / "events"
     (tmp_path / "events.12" / "in the way").mkdir(parents=True)
-
-    async def main() -> None:
-        log = await EventLog.open(path, most_bytes=1500)
-        for number in range(150):
-            await log.write(an_event(number))
-            await log.settled()
-        await log.close()
-
-    asyncio.run(main())
+    write_one_by_one(path, 150)
     kept = [tmp_path / f"events.{number}" for number in range(11, 0, -1)] + [path]
-    rows = [row for file in kept for row in csv.reader(file.read_text().splitlines())]
-    assert [int(row[2]) for row in rows] == list(range(150))
+    assert numbers_in(kept) == list(range(150))
     assert path.stat().st_size > 3000
 
 

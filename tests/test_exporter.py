@@ -16,11 +16,9 @@ from pathlib import Path
 
 import pytest
 import snapshots
-from unit import OWNER, UNIT_URL, Unit, eventually
+from unit import OWNER, UNIT_URL, Unit, eventually, needs_root
 
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give up rights")
 
 
 def run_export(unit: Unit, name: str = "snap", *, within: float = 30.0) -> CellExport:

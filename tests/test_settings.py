@@ -174,3 +174,4 @@ def test_every_setting_is_in_the_readme() -> None:
             named |= set(re.findall(r"\bCELLEXPORT_[A-Z_]*[A-Z]\b", path.read_text()))
     documented = set(re.findall(r"\bCELLEXPORT_[A-Z_]*[A-Z]\b", (ROOT / "README.md").read_text()))
     assert named <= documented | {f"{name}_FILE" for name in documented}
+    assert not Environment(dict.fromkeys(named, "")).unknown()

@@ -61,6 +61,9 @@ def needs(program: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(missing, reason=f"{program} is not installed (Debian: apt install {program})")
 
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a disk or to give up rights")
+
+
 def answered(call: Callable[..., object], *arguments: object) -> bool:
     """Whether a call went through; any error but that of a server that is away is the test's."""
     try:
