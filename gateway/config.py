@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from cellexport import client
 from cellexport.settings import Address, Environment, SettingError, refuse_open_plaintext
+from cellexport.urls import UnitUrls
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    unit_url: str
+    urls: UnitUrls
     target: str
     listen: Address
     personium_version: str
@@ -32,7 +33,7 @@ class Settings:
         if not (version.isascii() and version.isprintable()):
             raise SettingError("CELLEXPORT_PERSONIUM_VERSION: must be printable ASCII, like 1.8.3.")
         return cls(
-            unit_url=environment.url("CELLEXPORT_UNIT_URL", "http://localhost:8080/"),
+            urls=UnitUrls.read(environment),
             target=client.target(environment),
             listen=listen,
             personium_version=version,

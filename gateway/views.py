@@ -46,7 +46,7 @@ def register(app: Flask, settings: Settings, upstream: Upstream) -> None:
 
 class _Views:
     def __init__(self, settings: Settings, upstream: Upstream) -> None:
-        self._unit_url = settings.unit_url
+        self._urls = settings.urls
         self._version = settings.personium_version
         self._upstream = upstream
         self._bodies = Bodies()
@@ -58,7 +58,7 @@ class _Views:
         name = self._bodies.name(request.environ)
         self._upstream.start(_utf8(cell), name, self._metadata())
         response = Response(status=202)
-        response.headers["Location"] = f"{self._unit_url}{cell}/__export"
+        response.headers["Location"] = f"{self._urls.cell(cell)}__export"
         del response.headers["Content-Type"]
         return response
 
@@ -143,7 +143,7 @@ class _Views:
 
     def _challenge(self, problem: errors.Problem) -> str:
         cell = (request.view_args or {}).get("cell", "")
-        realm = f'Bearer realm="{self._unit_url}{cell}/"'
+        realm = f'Bearer realm="{self._urls.cell(cell)}"'
         return realm + ', error="invalid_token"' if problem.invalid_token else realm
 
 

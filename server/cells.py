@@ -2,14 +2,23 @@
 
 A request costs one look at one file's status; the file is read again when that has changed. No request walks over other
 cells.
+
+    owner = "https://unit1.example/admin/#me"
+    [accounts]              # account = its roles
+    admin = ["admin"]
+    [acl]                   # role (of a box: "box/role"), or "all" = privileges
+    admin = ["root"]
 """
 
 import os
 import re
 import stat
+import time
 import tomllib
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from server.errors import Refusal, Refused
 from server.model import Cell
@@ -18,8 +27,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
 _OWNER_LIMIT = 2048
 _FILE_LIMIT = 1024 * 1024
 _REMEMBERED_CELLS = 20_000
+# Two changes within one tick of the file system's clock look like one: a file that fresh is read every time.
+_FRESH_NS = 200_000_000
 
-_Version = tuple[int, int, int]
+_Version = tuple[int, int, int, int]
 
 
 class CellDirectory:
@@ -31,7 +42,7 @@ class CellDirectory:
 
     def __init__(self, root: Path) -> None:
         self._root = os.fspath(root)
-        self._memory: OrderedDict[str, tuple[_Version, Cell]] = OrderedDict()
+        self._memory: OrderedDict[str, tuple[str, _Version, Cell]] = OrderedDict()
 
     @staticmethod
     def require_name(name: str) -> None:
@@ -45,15 +56,16 @@ class CellDirectory:
         Raises:
             Refused: CELL_NOT_FOUND; DATA_DAMAGED if its access file can't be used.
         """
+        known = self._memory.get(name)
+        if known is not None and known[1] == _version(known[0]):
+            return known[2]
         self.require_name(name)
         path = f"{self._root}/{name}/cell.toml"
         version = _version(path)
-        known = self._memory.get(name)
-        if known is not None and known[0] == version:
-            return known[1]
         cell = self._read(name, path)
         self._memory.pop(name, None)
-        self._memory[name] = (version, cell)
+        if abs(time.time_ns() - max(version[-2:])) > _FRESH_NS:
+            self._memory[name] = (path, version, cell)
         if len(self._memory) > _REMEMBERED_CELLS:
             self._memory.popitem(last=False)
         return cell
@@ -63,14 +75,35 @@ class CellDirectory:
         if stat.S_ISLNK(os.lstat(f"{self._root}/{name}").st_mode):
             raise Refused(Refusal.CELL_NOT_FOUND)
         try:
-            with Path(path).open("rb") as file:
-                content = tomllib.loads(file.read(_FILE_LIMIT).decode())
+            return _cell(name, _content(path))
         except (OSError, ValueError, RecursionError) as error:
             raise _damaged(path, str(error)) from error
-        owner = content.get("owner")
-        if not isinstance(owner, str) or not 0 < len(owner) <= _OWNER_LIMIT:
-            raise _damaged(path, f"there is no owner of at most {_OWNER_LIMIT} characters")
-        return Cell(name=name, owner=owner)
+
+
+def _content(path: str) -> dict[str, Any]:
+    with Path(path).open("rb") as file:
+        data = file.read(_FILE_LIMIT + 1)
+    if len(data) > _FILE_LIMIT:
+        raise ValueError(f"it is longer than {_FILE_LIMIT} bytes")
+    return tomllib.loads(data.decode())
+
+
+def _cell(name: str, content: Mapping[str, Any]) -> Cell:
+    owner = content.get("owner")
+    if not isinstance(owner, str) or not 0 < len(owner) <= _OWNER_LIMIT:
+        raise ValueError(f"there is no owner of at most {_OWNER_LIMIT} characters")
+    return Cell(name=name, owner=owner, accounts=_lists(content, "accounts"), acl=_lists(content, "acl"))
+
+
+def _lists(content: Mapping[str, Any], table: str) -> dict[str, frozenset[str]]:
+    """A table of lists of texts. One that is missing is empty."""
+    lists = content.get(table, {})
+    if not isinstance(lists, dict):
+        raise ValueError(f"{table} is no table")
+    for key, texts in lists.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{table}: {key[:200]!r} is no list of texts")
+    return {key: frozenset(texts) for key, texts in lists.items()}
 
 
 def _version(path: str) -> _Version:
@@ -82,7 +115,7 @@ def _version(path: str) -> _Version:
         raise _damaged(path, type(error).__name__) from error
     if not stat.S_ISREG(status.st_mode):
         raise Refused(Refusal.CELL_NOT_FOUND)
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _damaged(path: str, why: str) -> Refused:

@@ -1,6 +1,7 @@
 """What the server knows of a cell's export. Plain values; times are milliseconds since 1970, in UTC."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -107,10 +108,12 @@ class CellRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """A cell as its access file describes it."""
+    """A cell as its access file describes it: the roles of each account, and the privileges of each role."""
 
     name: str
-    owner: str
+    owner: str = ""
+    accounts: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    acl: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@ import ipaddress
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ _SECRET_LIMIT = 4096
 _KNOWN = frozenset(
     f"CELLEXPORT_{name}"
     for name in (
+        "CELL_URL",
         "EVENT_LOG",
         "EXPORTER_TOKEN",
         "EXPORTER_TOKEN_FILE",
@@ -28,7 +30,10 @@ _KNOWN = frozenset(
         "PLAINTEXT",
         "QUEUE_SECONDS",
         "STORE",
+        "TRUSTED_ISSUERS",
         "UNIT_DIR",
+        "UNIT_SECRET",
+        "UNIT_SECRET_FILE",
         "UNIT_URL",
         "X_OVERRIDE",
     )
@@ -49,6 +54,10 @@ class Secret:
 
     def reveal(self) -> str:
         return self._text
+
+    def reveal_bytes(self) -> bytes:
+        """The very bytes that were in the variable or the file."""
+        return self._text.encode("utf-8", "surrogateescape")
 
     def __repr__(self) -> str:
         return "Secret(***)"
@@ -143,11 +152,11 @@ class Environment:
             raise SettingError(f"{name}: {path} is not a directory. Make it, or name one that is there.")
         return path
 
-    def url(self, name: str, default: str) -> str:
-        """An http(s) URL that ends in a slash (added where it is missing)."""
+    def url(self, name: str, default: str, *, placeholder: str = "") -> str:
+        """An http(s) URL that ends in a slash (added where it is missing). A placeholder may stand in it anywhere."""
         value = self.text(name, default)
         try:
-            parts = urlsplit(value)
+            parts = urlsplit(value.replace(placeholder, "x") if placeholder else value)
             good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
         except ValueError:
             good = False
@@ -172,28 +181,61 @@ class Environment:
 
     def secret(self, name: str) -> Secret | None:
         """A secret given as the variable itself, or in the file that the variable `{name}_FILE` names."""
-        value, file = self.text(name, ""), self.text(f"{name}_FILE", "")
-        if value and file:
-            raise SettingError(f"{name}: is set, and so is {name}_FILE. Set one of them.")
-        if file:
-            name = f"{name}_FILE"
-            value = self._first_line(name, Path(file))
+        name, value = self._secret_text(name)
         if not value:
             return None
         if not (value.isascii() and value.isprintable()) or " " in value or len(value) > _SECRET_LIMIT:
             raise SettingError(f"{name}: must be at most {_SECRET_LIMIT} printable ASCII characters without blanks.")
         return Secret(value)
 
+    def secret_source(self, name: str) -> "SecretSource | None":
+        """A secret that may be exchanged in its file while the program runs."""
+        secret, file = self.secret(name), self.text(f"{name}_FILE", "")
+        return None if secret is None else SecretSource(self, name, secret, renewable=bool(file))
+
+    def key(self, name: str, sizes: Collection[int]) -> Secret | None:
+        """A secret, given in the same two ways, of as many bytes as `sizes` says; any bytes will do."""
+        name, value = self._secret_text(name)
+        if value and len(Secret(value).reveal_bytes()) not in sizes:
+            raise SettingError(f"{name}: must be {' or '.join(map(str, sorted(sizes)))} bytes long.")
+        return Secret(value) if value else None
+
+    def _secret_text(self, name: str) -> tuple[str, str]:
+        """The variable that a secret came from, and the secret; none is empty."""
+        value, file = self.text(name, ""), self.text(f"{name}_FILE", "")
+        if value and file:
+            raise SettingError(f"{name}: is set, and so is {name}_FILE. Set one of them.")
+        if not file:
+            return name, value
+        return f"{name}_FILE", self._first_line(f"{name}_FILE", Path(file))
+
     @staticmethod
     def _first_line(name: str, file: Path) -> str:
         try:
-            with file.open(encoding="utf-8") as opened:
-                value = opened.read(_SECRET_LIMIT + 2).rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
+            with file.open("rb") as opened:
+                value = opened.read(_SECRET_LIMIT + 2).rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+        except OSError as error:
             raise SettingError(f"{name}: {file} can't be read ({type(error).__name__}).") from error
         if not value:
             raise SettingError(f"{name}: {file} is empty.")
         return value
+
+
+class SecretSource:
+    """A secret from a variable, or from a file that is read anew each time: tokens of the mesh live for minutes."""
+
+    def __init__(self, environment: Environment, name: str, secret: Secret, *, renewable: bool) -> None:
+        self._environment = environment
+        self._name = name
+        self._latest = secret
+        self.renewable = renewable
+
+    def latest(self) -> Secret:
+        """The secret as it is now. A file that can't be read, or is no good, leaves it as it was."""
+        if self.renewable:
+            with suppress(SettingError):
+                self._latest = self._environment.secret(self._name) or self._latest
+        return self._latest
 
 
 def refuse_open_plaintext(environment: Environment, name: str, address: Address) -> None:

@@ -1,0 +1,28 @@
+"""The URLs of the unit and its cells, from the settings alone: never from what a request says of its host."""
+
+from dataclasses import dataclass
+
+from cellexport.settings import Environment, SettingError
+
+_CELL = "{cell}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitUrls:
+    """`unit` ends in a slash; `pattern` has `{cell}` where a cell's name goes."""
+
+    unit: str
+    pattern: str
+
+    @classmethod
+    def read(cls, environment: Environment) -> "UnitUrls":
+        """Read `CELLEXPORT_UNIT_URL` and `CELLEXPORT_CELL_URL`. Raises `SettingError` for a bad value."""
+        unit = environment.url("CELLEXPORT_UNIT_URL", "http://localhost:8080/")
+        name = "CELLEXPORT_CELL_URL"
+        pattern = environment.text(name, f"{unit}{_CELL}/")
+        if pattern.count(_CELL) != 1:
+            raise SettingError(f"{name}: must have {_CELL} once, like https://{_CELL}.unit1.example/.")
+        return cls(unit, environment.url(name, pattern, placeholder=_CELL))
+
+    def cell(self, name: str) -> str:
+        return self.pattern.replace(_CELL, name)
