@@ -61,8 +61,14 @@ _BY_REASON = {
     "SCHEME_UNKNOWN": Problem("PR401-AU-0003", "Invalid authentication scheme."),
     "BASIC_MALFORMED": Problem("PR401-AU-0004", "Basic auth format error."),
     "COOKIE_REJECTED": Problem("PR401-AU-0009", "Authentication failed."),
+    "TOKEN_EXPIRED": Problem("PR401-AU-0002", "Access token expired.", invalid_token=True),
+    "REFRESH_TOKEN": Problem("PR401-AU-0007", "Can not access with refresh token.", invalid_token=True),
+    "SIGNATURE_INVALID": Problem("PR401-AU-0008", "Token dsig error.", invalid_token=True),
     "TOKEN_INVALID": Problem("PR401-AU-0006", "Token parse error.", invalid_token=True),
     "PRIVILEGE_LACKING": Problem("PR403-AU-0002", "Necessary privilege is lacking."),
+    "SCOPE_INSUFFICIENT": Problem(
+        "PR403-AU-0007", "Insufficient scope is granted for the access token. [root] Privilege is required."
+    ),
     "CELL_NOT_FOUND": Problem("PR404-DV-0003", "Cell not found."),
     "NAME_INVALID": NAME_INVALID,
     "SNAPSHOT_EXISTS": Problem("PR409-DV-0002", "File [{}.zip] already exists."),

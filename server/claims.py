@@ -19,22 +19,33 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An export given to an exporter, and the secret of the lease."""
+    """An export given to an exporter, and the secret of the lease, which is good in its holder's hands only."""
 
     cell: str
     export: Export
     token: str
+    holder: str
 
     @property
     def proof(self) -> LeaseProof:
-        return prove(self.export.export_id, self.export.epoch, self.token)
+        return prove(self.export.export_id, self.export.epoch, self.token, self.holder)
 
 
-def prove(export_id: str, epoch: int, token: str) -> LeaseProof:
-    """What to compare with the record: it holds no token, but its hash."""
-    return LeaseProof(
-        export_id=export_id, epoch=epoch, token_hash=hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
-    )
+def prove(export_id: str, epoch: int, token: str, holder: str) -> LeaseProof:
+    """What to compare with the record: it holds neither the token nor its holder, but a hash of both."""
+    return LeaseProof(export_id=export_id, epoch=epoch, token_hash=_hash(holder, token))
+
+
+def _hash(holder: str, text: str) -> str:
+    return hashlib.sha256(f"{len(holder)}:{holder}{text}".encode("utf-8", "replace")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A call for work: an id that is its holder's own, and the holder."""
+
+    id: str
+    holder: str
 
 
 class Claims:
@@ -55,8 +66,11 @@ class Claims:
         self._closing = True
         self._queued.set()
 
-    async def claim(self, request_id: str, wait_seconds: float) -> Claim | None:
+    async def claim(self, request_id: str, wait_seconds: float, holder: str) -> Claim | None:
         """Give the oldest queued export to the caller, or None if there is none within the wait.
+
+        Args:
+            holder: tells the caller from others: nobody else can claim the same by the same request, or use the lease.
 
         Raises:
             Refused: CLAIM_INVALID, SERVER_SHUTDOWN
@@ -64,9 +78,10 @@ class Claims:
         if not _REQUEST_ID.fullmatch(request_id):
             raise Refused(Refusal.CLAIM_INVALID)
         deadline = time.monotonic() + wait_seconds
+        request = _Request(_hash(holder, request_id), holder)
         while True:
             self._queued.clear()
-            claim = await self._claim_unless_cancelled(request_id)
+            claim = await self._claim_unless_cancelled(request)
             remaining = deadline - time.monotonic()
             if claim is not None or remaining <= 0:
                 return claim
@@ -78,9 +93,9 @@ class Claims:
             except TimeoutError:
                 continue
 
-    async def _claim_unless_cancelled(self, request_id: str) -> Claim | None:
+    async def _claim_unless_cancelled(self, request: _Request) -> Claim | None:
         """A claim whose caller goes away in the middle is undone, so that no export waits for nobody's lease."""
-        claiming = asyncio.ensure_future(self._claim_oldest(request_id))
+        claiming = asyncio.ensure_future(self._claim_oldest(request))
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
@@ -99,15 +114,15 @@ class Claims:
             # The store is away: the lease will run out instead.
             return
 
-    async def _claim_oldest(self, request_id: str) -> Claim | None:
+    async def _claim_oldest(self, request: _Request) -> Claim | None:
         token = secrets.token_urlsafe(16)
         for record in await self._records.underway():
             export = record.export
             if export is None:
                 continue
-            token_hash = prove(export.export_id, export.epoch, token).token_hash
-            following = steps.claim(record, export.export_id, request_id, token_hash)
+            token_hash = _hash(request.holder, token)
+            following = steps.claim(record, export.export_id, request.id, token_hash)
             claimed = await self._records.write(record, following)
             if claimed is not None and claimed.export is not None:
-                return Claim(record.cell, claimed.export, token)
+                return Claim(record.cell, claimed.export, token, request.holder)
         return None

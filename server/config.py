@@ -5,15 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellexport.settings import Address, Environment, Secret, SettingError, refuse_open_plaintext
+from cellexport.urls import UnitUrls
+from server.auth.issuers import SETTING, Issuer, read_issuers
+
+_AES_KEYS = (16, 24, 32)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    unit_url: str
+    urls: UnitUrls
     unit_dir: Path
     store: Path
     listen: Address
-    master_token: Secret | None
+    tokens: "TokenSettings"
     lease_seconds: float
     queue_seconds: float
     # None if it is off.
@@ -29,15 +33,38 @@ class Settings:
         if not (unit_dir / "cells").is_dir():
             raise SettingError(f"CELLEXPORT_UNIT_DIR: {unit_dir} has no directory cells. Make it, or name a unit.")
         return cls(
-            unit_url=environment.url("CELLEXPORT_UNIT_URL", "http://localhost:8080/"),
+            urls=UnitUrls.read(environment),
             unit_dir=unit_dir,
             store=_store(environment, unit_dir),
             listen=listen,
-            master_token=environment.secret("CELLEXPORT_MASTER_TOKEN"),
+            tokens=TokenSettings.read(environment),
             lease_seconds=environment.seconds("CELLEXPORT_LEASE_SECONDS", 15, minimum=1, maximum=3600),
             queue_seconds=environment.seconds("CELLEXPORT_QUEUE_SECONDS", 3600, minimum=1, maximum=7 * 86400),
             event_log=_event_log(environment, unit_dir),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSettings:
+    """Which tokens there are: the kinds that are None, or have no issuer, are off."""
+
+    master_token: Secret | None
+    unit_secret: Secret | None
+    issuers: Mapping[str, Issuer]
+
+    @classmethod
+    def read(cls, environment: Environment) -> "TokenSettings":
+        """Read what tells good tokens from bad ones. Raises `SettingError` for a bad value."""
+        issuers = environment.text(SETTING, "")
+        return cls(
+            master_token=environment.secret("CELLEXPORT_MASTER_TOKEN"),
+            unit_secret=environment.key("CELLEXPORT_UNIT_SECRET", _AES_KEYS),
+            issuers=read_issuers(Path(issuers).absolute()) if issuers else {},
+        )
+
+    def any(self) -> bool:
+        """Whether there is any token that is not refused."""
+        return bool(self.master_token or self.unit_secret or self.issuers)
 
 
 def _event_log(environment: Environment, unit_dir: Path) -> Path | None:

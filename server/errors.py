@@ -1,7 +1,7 @@
 """Every way in which the server refuses a call, as data.
 
 One row is one reason of the contract: the gRPC status, the code in Personium's error list (behaviour of the REST door),
-the fixed text, and after how long a retry makes sense. The texts never hold what a caller sent.
+the fixed text, and whether a retry makes sense. The texts never hold what a caller sent.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ class Row:
     personium_code: str
     text: str
     retry: bool = False
+    # Which of the details goes where `{}` is in the text.
+    fill: str = ""
 
 
 class Refusal(Enum):
@@ -31,9 +33,18 @@ class Refusal(Enum):
     CREDENTIALS_MISSING = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0001", "Authorization required.")
     SCHEME_UNKNOWN = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0003", "Invalid authentication scheme.")
     BASIC_MALFORMED = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0004", "Basic auth format error.")
+    TOKEN_EXPIRED = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0002", "Access token expired.")
     TOKEN_INVALID = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0006", "Token parse error.")
+    REFRESH_TOKEN = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0007", "Can not access with refresh token.")
+    SIGNATURE_INVALID = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0008", "Token dsig error.")
     COOKIE_REJECTED = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0009", "Authentication failed.")
     PRIVILEGE_LACKING = Row(grpc.StatusCode.PERMISSION_DENIED, "PR403-AU-0002", "Necessary privilege is lacking.")
+    SCOPE_INSUFFICIENT = Row(
+        grpc.StatusCode.PERMISSION_DENIED,
+        "PR403-AU-0007",
+        "Insufficient scope is granted for the access token. [{}] Privilege is required.",
+        fill="privilege",
+    )
     CELL_NOT_FOUND = Row(grpc.StatusCode.NOT_FOUND, "PR404-DV-0003", "Cell not found.")
     NAME_INVALID = Row(
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -77,7 +88,7 @@ class Refused(Exception):
 
     Args:
         refusal: why.
-        note: what the operator should know. It goes to the log, and never to the caller.
+        note: what the operator should know. It goes to the log, never to the caller, and holds no secret.
         details: what goes into the ErrorInfo's metadata besides the Personium code: nothing that was not validated.
     """
 
@@ -86,3 +97,8 @@ class Refused(Exception):
         self.refusal = refusal
         self.note = note
         self.details = details
+
+    @property
+    def text(self) -> str:
+        row = self.refusal.value
+        return row.text.replace("{}", self.details[row.fill]) if row.fill else row.text

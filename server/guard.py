@@ -21,8 +21,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 from cellexport import request_key
 from cellexport.client import AUTHORIZATION, COOKIE, COOKIE_PEER, DOMAIN, UNIT_USER
-from server.auth import Identity, Judge, Privilege
+from server.auth import Identity, Judge
 from server.auth.credentials import Credentials
+from server.auth.rights import Privilege
 from server.cells import CellDirectory
 from server.errors import RETRY_SECONDS, Refusal, Refused
 from server.model import Cell
@@ -94,14 +95,11 @@ class Guard:
                 key = _key(metadata)
                 call = self._admit(request, metadata, key, rule.privilege)
                 _require_time(context)
-                async with asyncio.timeout(rule.most_seconds):
-                    answer = await rule.method(request, call)
+                answer = await self._within_time(rule, request, call)
                 context.set_trailing_metadata(((request_key.METADATA, key),))
                 return answer
             except Refused as refused:
                 error = refused
-            except TimeoutError:
-                error = Refused(Refusal.DEADLINE_PASSED, note=f"took longer than {rule.most_seconds:g} s")
             except Exception as unexpected:
                 error = _unexpected(unexpected, key)
             key = key or request_key.generate()
@@ -109,6 +107,17 @@ class Guard:
             return await _abort(context, error, key)
 
         return guarded
+
+    async def _within_time(self, rule: Rule, request: Any, call: Call) -> Message:
+        """What the method answers: within the time that it may take, and no later than its caller's token ends."""
+        remaining = self._judge.remaining_seconds(call.identity)
+        try:
+            async with asyncio.timeout(min(rule.most_seconds, remaining)):
+                return await rule.method(request, call)
+        except TimeoutError as error:
+            if remaining < rule.most_seconds:
+                raise Refused(Refusal.TOKEN_EXPIRED, note="in the middle of the call") from error
+            raise Refused(Refusal.DEADLINE_PASSED, note=f"took longer than {rule.most_seconds:g} s") from error
 
     def _log_undecodable(self, name: str) -> None:
         """At most once a second: such messages come in floods."""
@@ -128,7 +137,7 @@ class Guard:
         if privilege is Privilege.EXPORT_REPORT:
             # An export under way goes on, and ends, whatever becomes of its cell's access file meanwhile.
             self._cells.require_name(request.cell)
-            return None
+            return Cell(name=request.cell)
         return self._cells.find(request.cell)
 
 
@@ -182,23 +191,22 @@ def _unexpected(error: Exception, key: str) -> Refused:
 
 
 def _log_refusal(error: Refused, call: dict[str, str]) -> None:
-    fields = {"reason": error.refusal.reason} | call
-    if error.note:
-        _log.error("refused", extra=fields | {"note": error.note})
-    else:
-        _log.info("refused", extra=fields)
+    fields = {"reason": error.refusal.reason} | call | ({"note": error.note} if error.note else {})
+    # What a caller did wrong is nothing that an operator has to mend.
+    callers = error.refusal.value.status in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+    _log.log(logging.ERROR if error.note and not callers else logging.INFO, "refused", extra=fields)
 
 
 async def _abort(context: Context, error: Refused, key: str) -> Never:
     row = error.refusal.value
     status = _status(error)
     trailing = ((request_key.METADATA, key), ("grpc-status-details-bin", status.SerializeToString()))
-    await context.abort(row.status, row.text, trailing)
+    await context.abort(row.status, error.text, trailing)
 
 
 def _status(error: Refused) -> status_pb2.Status:
     row = error.refusal.value
-    status = status_pb2.Status(code=row.status.value[0], message=row.text)
+    status = status_pb2.Status(code=row.status.value[0], message=error.text)
     details = {"personium_code": row.personium_code, **error.details}
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.refusal.reason, domain=DOMAIN, metadata=details))
     if row.retry:

@@ -42,8 +42,8 @@ def claimed_export(claim: Claim, cell: Cell, *, unit_url: str, lease_seconds: fl
     )
 
 
-def proof(lease: exporter_pb2.Lease) -> LeaseProof:
-    return prove(lease.export_id, lease.epoch, lease.token)
+def proof(lease: exporter_pb2.Lease, holder: str) -> LeaseProof:
+    return prove(lease.export_id, lease.epoch, lease.token, holder)
 
 
 def progress(message: exporter_pb2.Progress) -> Progress:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from cellexport.v1 import cell_export_pb2 as status_pb2
 from cellexport.v1 import exporter_pb2
 from server import events, messages
-from server.auth import Privilege
+from server.auth.rights import Privilege
 from server.cells import CellDirectory
 from server.claims import Claims
 from server.errors import Refusal, Refused
@@ -75,7 +75,7 @@ class ExporterService:
 
     async def _claim(self, request: exporter_pb2.ClaimExportRequest, call: Call) -> exporter_pb2.ClaimExportResponse:
         wait = min(messages.seconds(request.wait), _LONGEST_WAIT_SECONDS)
-        claim = await self._claims.claim(request.request_id, wait)
+        claim = await self._claims.claim(request.request_id, wait, call.identity.holder)
         if claim is None:
             return exporter_pb2.ClaimExportResponse()
         _log.info("export claimed", extra={"cell": claim.cell, "request_key": claim.export.request_key})
@@ -88,12 +88,13 @@ class ExporterService:
         self, request: exporter_pb2.ReportProgressRequest, call: Call
     ) -> exporter_pb2.ReportProgressResponse:
         progress = messages.progress(request.progress)
-        await self._registry.report(request.cell, messages.proof(request.lease), request.sequence, progress)
+        proof = messages.proof(request.lease, call.identity.holder)
+        await self._registry.report(request.cell, proof, request.sequence, progress)
         return exporter_pb2.ReportProgressResponse()
 
     async def _finish(self, request: exporter_pb2.FinishExportRequest, call: Call) -> exporter_pb2.FinishExportResponse:
         result, reason = _ending(request)
-        proof = messages.proof(request.lease)
+        proof = messages.proof(request.lease, call.identity.holder)
         record = await self._registry.finish(request.cell, proof, result, reason, call.identity.caller)
         ending = result if reason is None else f"{result}: {reason}"
         _log.info("export finished", extra={"cell": request.cell, "result": ending})
@@ -104,7 +105,7 @@ class ExporterService:
         try:
             return self._cells.find(name)
         except Refused:
-            return Cell(name=name, owner="")
+            return Cell(name=name)
 
 
 def _ending(request: exporter_pb2.FinishExportRequest) -> tuple[Result, Reason | None]:

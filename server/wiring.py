@@ -1,23 +1,28 @@
 """The composition root: what the server is made of, built in reading order and closed in reverse."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import grpc
 
 from cellexport.settings import SettingError
+from cellexport.urls import UnitUrls
 from cellexport.v1 import cell_export_pb2, exporter_pb2
-from server.auth import Judge
+from server.auth import Judge, TokenKind
+from server.auth.cipher import Cipher
+from server.auth.cookie import Cookies
+from server.auth.jwt_access import JwtAccessTokens
+from server.auth.local import LocalTokens
 from server.auth.master import MasterToken
 from server.cells import CellDirectory
 from server.claims import Claims
-from server.config import Settings
+from server.config import Settings, TokenSettings
 from server.events import EventLog, Events, NoEvents
 from server.exporter.area import SnapshotArea
 from server.guard import Guard
 from server.leases import LeaseWatch
-from server.records import Records
+from server.records import Records, now_ms
 from server.registry import Registry
 from server.servicer import CellExportService, ExporterService
 from server.stores.sqlite import SqliteStore
@@ -39,8 +44,11 @@ class ListenError(Exception):
 
 
 @asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[str]:
+async def serving(settings: Settings, *, clock: Callable[[], int] = now_ms) -> AsyncIterator[str]:
     """Serve as long as the context is open. Its value is the address that calls reach.
+
+    Args:
+        clock: milliseconds since 1970.
 
     Raises:
         StoreError: if the store can't be used.
@@ -53,12 +61,11 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         events = await _open_events(settings)
         stack.push_async_callback(events.close)
         cells = CellDirectory(settings.unit_dir / "cells")
-        records = Records(store)
+        records = Records(store, clock)
         claims = Claims(records)
         area = SnapshotArea(settings.unit_dir / "snapshots")
         registry = Registry(records=records, claims=claims, snapshots=area, log=events)
-        kinds = [MasterToken(settings.master_token)] if settings.master_token else []
-        guard = Guard(judge=Judge(kinds), cells=cells)
+        guard = Guard(judge=build_judge(settings.tokens, settings.urls, clock), cells=cells)
         watch = LeaseWatch(
             records=records,
             registry=registry,
@@ -67,7 +74,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         )
         cell_exports = CellExportService(registry, events)
         exporters = ExporterService(
-            registry, claims, cells, unit_url=settings.unit_url, lease_seconds=settings.lease_seconds
+            registry, claims, cells, unit_url=settings.urls.unit, lease_seconds=settings.lease_seconds
         )
         server = grpc.aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers(
@@ -82,6 +89,22 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         stack.push_async_callback(server.stop, _GRACE_SECONDS)
         stack.callback(claims.close)
         yield address
+
+
+def build_judge(settings: TokenSettings, urls: UnitUrls, clock: Callable[[], int]) -> Judge:
+    """A judge by all the kinds of tokens that the settings know."""
+    kinds: list[TokenKind] = []
+    cookies = None
+    if settings.master_token is not None:
+        kinds.append(MasterToken(settings.master_token))
+    if settings.issuers:
+        kinds.append(JwtAccessTokens(settings.issuers, urls))
+    if settings.unit_secret is not None:
+        cipher = Cipher(settings.unit_secret.reveal_bytes())
+        cookies = Cookies(cipher, urls)
+        # The last: whatever is no other kind's is refused by it.
+        kinds.append(LocalTokens(cipher, urls))
+    return Judge(kinds, cookies=cookies, clock=clock)
 
 
 async def _open_events(settings: Settings) -> Events:

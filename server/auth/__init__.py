@@ -1,45 +1,53 @@
 """Who may do what: decided here, for both doors, and nowhere else.
 
-`judge` goes from what a caller presented to a yes or a refusal: `credentials` takes the presented text apart, the kinds
-of token that the unit knows are asked in turn whether a token is theirs, and the privilege that the method needs is
-compared with what the token gives. A new kind of token is a new `TokenKind` in `wiring`.
+    credentials ──▶ `credentials`  what was presented: a token, or a cookie that `cookie` opens to one
+                ──▶ a `TokenKind`  is it genuine, for this cell, and not expired? `master`, `jwt_access`, `local`
+                ──▶ `rights`       what does that allow: roles, access list, scope
+
+A new kind of token is a new `TokenKind` in `wiring`. What was accepted is remembered under a digest, so that the same
+token again costs neither decryption nor signature; its end and the cell's access file are looked at every time.
 """
 
-from collections.abc import Sequence
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
-from server.auth.credentials import Credentials, bearer_token
+from server.auth import rights
+from server.auth.cookie import Cookies
+from server.auth.credentials import Credentials, PresentedCookie, presented
+from server.auth.rights import Accepted, Privilege
 from server.errors import Refusal, Refused
 from server.model import Caller, Cell
 
-
-class Privilege(Enum):
-    """What a method may need."""
-
-    # The privilege of the document: everything on one cell.
-    ROOT = "root"
-    # What exporters need: to claim, report and finish exports of any cell.
-    EXPORT_REPORT = "export-report"
+_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller whose token was accepted, and what it may do."""
+    """A caller whose token was accepted.
+
+    `holder` tells callers apart that may hold leases; `expires_at` is the last millisecond, since 1970, of the token.
+    """
 
     caller: Caller
-    privileges: frozenset[Privilege]
+    holder: str
+    expires_at: int | None
 
 
 class TokenKind(Protocol):
     """A kind of token."""
 
-    def identify(self, token: str, credentials: Credentials, cell: Cell | None) -> Identity | None:
-        """The caller whom the token stands for, or None if the token is of another kind.
+    def version(self) -> int:
+        """Changes when a token that was accepted may not be any more, its expiry apart."""
+
+    def accept(self, token: str, credentials: Credentials, cell: Cell | None, now: int) -> Accepted | None:
+        """What the token stands for, or None if it is of another kind. The cell's access file plays no part.
 
         Args:
             cell: the cell that the call is about; None for calls that are about the unit.
+            now: milliseconds since 1970.
 
         Raises:
             Refused: with a reason of UNAUTHENTICATED, if it is of this kind and no good.
@@ -47,26 +55,63 @@ class TokenKind(Protocol):
 
 
 class Judge:
-    """Judges calls by the kinds of token there are; with none, every call is refused."""
+    """Judges calls by the kinds of token there are; with none, every call is refused.
 
-    def __init__(self, kinds: Sequence[TokenKind]) -> None:
+    Args:
+        cookies: opens cookies; None if none is any good.
+        clock: milliseconds since 1970.
+    """
+
+    def __init__(self, kinds: Sequence[TokenKind], *, cookies: Cookies | None, clock: Callable[[], int]) -> None:
         self._kinds = tuple(kinds)
+        self._cookies = cookies
+        self._clock = clock
+        self._memory: OrderedDict[tuple[bytes, str], Accepted] = OrderedDict()
+        self._versions: tuple[int, ...] = ()
 
     def judge(self, credentials: Credentials, cell: Cell | None, needed: Privilege) -> Identity:
         """Who the caller is, if it may do what needs that privilege.
 
         Raises:
-            Refused: CREDENTIALS_MISSING, SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, PRIVILEGE_LACKING
+            Refused: CREDENTIALS_MISSING, SCHEME_UNKNOWN, BASIC_MALFORMED, COOKIE_REJECTED, TOKEN_INVALID,
+                REFRESH_TOKEN, SIGNATURE_INVALID, TOKEN_EXPIRED, PRIVILEGE_LACKING, SCOPE_INSUFFICIENT
         """
-        token = bearer_token(credentials)
-        identity = self._identify(token, credentials, cell)
-        if needed not in identity.privileges:
-            raise Refused(Refusal.PRIVILEGE_LACKING)
-        return identity
+        accepted = self._accept(credentials, cell)
+        rights.require(needed, accepted, cell)
+        return Identity(accepted.caller, accepted.holder, accepted.expires_at)
 
-    def _identify(self, token: str, credentials: Credentials, cell: Cell | None) -> Identity:
+    def remaining_seconds(self, identity: Identity) -> float:
+        """For how long the caller's token is still good."""
+        return math.inf if identity.expires_at is None else max(0.0, (identity.expires_at + 1 - self._clock()) / 1000)
+
+    def _accept(self, credentials: Credentials, cell: Cell | None) -> Accepted:
+        now = self._clock()
+        self._forget_if_outdated()
+        key = (credentials.digest(), "" if cell is None else cell.name)
+        known = self._memory.get(key)
+        if known is not None and (known.expires_at is None or now <= known.expires_at):
+            self._memory.move_to_end(key)
+            return known
+        accepted = self._look_into(credentials, cell, now)
+        self._memory[key] = accepted
+        if len(self._memory) > _REMEMBERED:
+            self._memory.popitem(last=False)
+        return accepted
+
+    def _forget_if_outdated(self) -> None:
+        versions = tuple([kind.version() for kind in self._kinds])
+        if versions != self._versions:
+            self._memory.clear()
+            self._versions = versions
+
+    def _look_into(self, credentials: Credentials, cell: Cell | None, now: int) -> Accepted:
+        token = presented(credentials)
+        if isinstance(token, PresentedCookie):
+            if self._cookies is None:
+                raise Refused(Refusal.COOKIE_REJECTED, note="cookies need the unit's secret, and there is none")
+            token = self._cookies.token(token, cell)
         for kind in self._kinds:
-            identity = kind.identify(token, credentials, cell)
-            if identity is not None:
-                return identity
-        raise Refused(Refusal.TOKEN_INVALID)
+            accepted = kind.accept(token, credentials, cell, now)
+            if accepted is not None:
+                return accepted
+        raise Refused(Refusal.TOKEN_INVALID, note="no token of a kind that is understood here")

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 from dataclasses import dataclass
 
 from server.errors import Refusal, Refused
@@ -25,30 +26,55 @@ class Credentials:
     def __repr__(self) -> str:
         return "Credentials(***)"
 
+    def digest(self) -> bytes:
+        """The same for the same credentials, and for no others."""
+        text = self.authorization
+        # Most are just that, and a text that begins with a bracket is no good one.
+        if text is None or self.cookies or self.peers or self.unit_user or text.startswith("("):
+            text = repr((text, self.cookies, self.peers, self.unit_user))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
-def bearer_token(credentials: Credentials) -> str:
-    """The token of a Bearer credential, not looked into yet.
+
+@dataclass(frozen=True, slots=True)
+class PresentedCookie:
+    """A cookie and its peer, one of each, not looked into yet."""
+
+    cookie: str
+    peer: str
+
+    def __repr__(self) -> str:
+        return "PresentedCookie(***)"
+
+
+def presented(credentials: Credentials) -> str | PresentedCookie:
+    """The token of a Bearer credential, or the cookie, not looked into yet.
 
     Raises:
         Refused: CREDENTIALS_MISSING, SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, COOKIE_REJECTED
     """
     value = credentials.authorization
     if value is None:
-        # Without the unit's secret no cookie is any good.
-        presented = any(credentials.peers) or len(credentials.peers) > 1
-        raise Refused(Refusal.COOKIE_REJECTED if presented else Refusal.CREDENTIALS_MISSING)
+        return _cookie(credentials)
     if value[:6].lower() == "bearer":
         scheme, blank, token = value.partition(" ")
-        if len(value) <= _LIMIT and len(scheme) == 6 and blank and _is_token(token):
+        if len(value) <= _LIMIT and len(scheme) == 6 and blank and is_token(token):
             return token
-        raise Refused(Refusal.TOKEN_INVALID)
+        raise Refused(Refusal.TOKEN_INVALID, note="not Bearer, one blank, and a token of at most 4 KiB")
     if value[:5].lower() == "basic":
         raise Refused(Refusal.CREDENTIALS_MISSING if _is_basic(value) else Refusal.BASIC_MALFORMED)
     raise Refused(Refusal.SCHEME_UNKNOWN)
 
 
-def _is_token(text: str) -> bool:
+def is_token(text: str) -> bool:
     return bool(text) and text.isascii() and text.isprintable() and " " not in text
+
+
+def _cookie(credentials: Credentials) -> PresentedCookie:
+    if not any(credentials.peers) and len(credentials.peers) < 2:
+        raise Refused(Refusal.CREDENTIALS_MISSING)
+    if len(credentials.peers) > 1 or len(credentials.cookies) != 1:
+        raise Refused(Refusal.COOKIE_REJECTED, note="not one cookie and one peer")
+    return PresentedCookie(credentials.cookies[0], credentials.peers[0])
 
 
 def _is_basic(value: str) -> bool:

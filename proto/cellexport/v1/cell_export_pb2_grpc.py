@@ -28,18 +28,21 @@ if _version_not_supported:
 class CellExportServiceStub:
     """CellExportService tells how far the export of a cell is, and starts one.
 
-    Metadata of every call: `authorization` (`Bearer {token}`, needed), `x-personium-requestkey` (at most 128 of
+    Metadata of every call: `authorization` (`Bearer {token}`), `x-personium-requestkey` (at most 128 of
     `A-Z a-z 0-9 _ -`, optional: the key under which the call is found in the logs, returned in the trailing metadata)
     and `x-personium-unit-user` (optional: gives up the unit's own rights).
 
     Every error carries a google.rpc.ErrorInfo of domain `cellexport` whose `reason` is the name of a value of
     ErrorReason, and whose metadata holds the error's code in Personium's list as `personium_code`.
 
+    Instead of `authorization`, a call may have `p-cookie` and `p-cookie-peer`, as Personium units give them to browsers.
+    A call that takes long ends with TOKEN_EXPIRED when its token does.
+
     Any method can end in: INVALID_ARGUMENT (REQUEST_KEY_INVALID), UNAUTHENTICATED (CREDENTIALS_MISSING,
-    SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, COOKIE_REJECTED), PERMISSION_DENIED (PRIVILEGE_LACKING),
-    NOT_FOUND (CELL_NOT_FOUND),
-    UNAVAILABLE (STORE_UNAVAILABLE), DEADLINE_EXCEEDED (DEADLINE_PASSED), DATA_LOSS (DATA_DAMAGED) and INTERNAL
-    (UNEXPECTED; a message that can't be decoded has no ErrorInfo).
+    SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, TOKEN_EXPIRED, REFRESH_TOKEN, SIGNATURE_INVALID, COOKIE_REJECTED),
+    PERMISSION_DENIED (PRIVILEGE_LACKING, SCOPE_INSUFFICIENT), NOT_FOUND (CELL_NOT_FOUND), UNAVAILABLE
+    (STORE_UNAVAILABLE), DEADLINE_EXCEEDED (DEADLINE_PASSED), DATA_LOSS (DATA_DAMAGED) and INTERNAL (UNEXPECTED; a
+    message that can't be decoded has no ErrorInfo).
     """
 
     def __init__(self, channel):
@@ -63,18 +66,21 @@ class CellExportServiceStub:
 class CellExportServiceServicer:
     """CellExportService tells how far the export of a cell is, and starts one.
 
-    Metadata of every call: `authorization` (`Bearer {token}`, needed), `x-personium-requestkey` (at most 128 of
+    Metadata of every call: `authorization` (`Bearer {token}`), `x-personium-requestkey` (at most 128 of
     `A-Z a-z 0-9 _ -`, optional: the key under which the call is found in the logs, returned in the trailing metadata)
     and `x-personium-unit-user` (optional: gives up the unit's own rights).
 
     Every error carries a google.rpc.ErrorInfo of domain `cellexport` whose `reason` is the name of a value of
     ErrorReason, and whose metadata holds the error's code in Personium's list as `personium_code`.
 
+    Instead of `authorization`, a call may have `p-cookie` and `p-cookie-peer`, as Personium units give them to browsers.
+    A call that takes long ends with TOKEN_EXPIRED when its token does.
+
     Any method can end in: INVALID_ARGUMENT (REQUEST_KEY_INVALID), UNAUTHENTICATED (CREDENTIALS_MISSING,
-    SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, COOKIE_REJECTED), PERMISSION_DENIED (PRIVILEGE_LACKING),
-    NOT_FOUND (CELL_NOT_FOUND),
-    UNAVAILABLE (STORE_UNAVAILABLE), DEADLINE_EXCEEDED (DEADLINE_PASSED), DATA_LOSS (DATA_DAMAGED) and INTERNAL
-    (UNEXPECTED; a message that can't be decoded has no ErrorInfo).
+    SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, TOKEN_EXPIRED, REFRESH_TOKEN, SIGNATURE_INVALID, COOKIE_REJECTED),
+    PERMISSION_DENIED (PRIVILEGE_LACKING, SCOPE_INSUFFICIENT), NOT_FOUND (CELL_NOT_FOUND), UNAVAILABLE
+    (STORE_UNAVAILABLE), DEADLINE_EXCEEDED (DEADLINE_PASSED), DATA_LOSS (DATA_DAMAGED) and INTERNAL (UNEXPECTED; a
+    message that can't be decoded has no ErrorInfo).
     """
 
     def GetCellExport(self, request, context):
@@ -120,18 +126,21 @@ def add_CellExportServiceServicer_to_server(servicer, server):
 class CellExportService:
     """CellExportService tells how far the export of a cell is, and starts one.
 
-    Metadata of every call: `authorization` (`Bearer {token}`, needed), `x-personium-requestkey` (at most 128 of
+    Metadata of every call: `authorization` (`Bearer {token}`), `x-personium-requestkey` (at most 128 of
     `A-Z a-z 0-9 _ -`, optional: the key under which the call is found in the logs, returned in the trailing metadata)
     and `x-personium-unit-user` (optional: gives up the unit's own rights).
 
     Every error carries a google.rpc.ErrorInfo of domain `cellexport` whose `reason` is the name of a value of
     ErrorReason, and whose metadata holds the error's code in Personium's list as `personium_code`.
 
+    Instead of `authorization`, a call may have `p-cookie` and `p-cookie-peer`, as Personium units give them to browsers.
+    A call that takes long ends with TOKEN_EXPIRED when its token does.
+
     Any method can end in: INVALID_ARGUMENT (REQUEST_KEY_INVALID), UNAUTHENTICATED (CREDENTIALS_MISSING,
-    SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, COOKIE_REJECTED), PERMISSION_DENIED (PRIVILEGE_LACKING),
-    NOT_FOUND (CELL_NOT_FOUND),
-    UNAVAILABLE (STORE_UNAVAILABLE), DEADLINE_EXCEEDED (DEADLINE_PASSED), DATA_LOSS (DATA_DAMAGED) and INTERNAL
-    (UNEXPECTED; a message that can't be decoded has no ErrorInfo).
+    SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, TOKEN_EXPIRED, REFRESH_TOKEN, SIGNATURE_INVALID, COOKIE_REJECTED),
+    PERMISSION_DENIED (PRIVILEGE_LACKING, SCOPE_INSUFFICIENT), NOT_FOUND (CELL_NOT_FOUND), UNAVAILABLE
+    (STORE_UNAVAILABLE), DEADLINE_EXCEEDED (DEADLINE_PASSED), DATA_LOSS (DATA_DAMAGED) and INTERNAL (UNEXPECTED; a
+    message that can't be decoded has no ErrorInfo).
     """
 
     @staticmethod

@@ -85,7 +85,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
     LEASE_NOT_HELD: _ErrorReason.ValueType  # 16
-    """LEASE_NOT_HELD means: the lease's token is not the one that was given.
+    """LEASE_NOT_HELD means: the lease's token is not the one that was given, or it was given to another caller.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
     LEASE_LOST: _ErrorReason.ValueType  # 17
@@ -115,6 +115,23 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     COOKIE_REJECTED: _ErrorReason.ValueType  # 23
     """COOKIE_REJECTED means: the cookie, its peer, or both are no good; which of them is not told.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    TOKEN_EXPIRED: _ErrorReason.ValueType  # 24
+    """TOKEN_EXPIRED means: the token was good, and is not any more.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    REFRESH_TOKEN: _ErrorReason.ValueType  # 25
+    """REFRESH_TOKEN means: the token is a refresh token, which gives access to nothing.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    SIGNATURE_INVALID: _ErrorReason.ValueType  # 26
+    """SIGNATURE_INVALID means: the token's signature is wrong.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    SCOPE_INSUFFICIENT: _ErrorReason.ValueType  # 27
+    """SCOPE_INSUFFICIENT means: the caller may do this, but not with this token. The ErrorInfo's metadata holds what its
+    scope lacks, as `privilege`.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
 
@@ -186,7 +203,7 @@ EXPORT_NOT_FOUND: ErrorReason.ValueType  # 15
 buf:lint:ignore ENUM_VALUE_PREFIX
 """
 LEASE_NOT_HELD: ErrorReason.ValueType  # 16
-"""LEASE_NOT_HELD means: the lease's token is not the one that was given.
+"""LEASE_NOT_HELD means: the lease's token is not the one that was given, or it was given to another caller.
 buf:lint:ignore ENUM_VALUE_PREFIX
 """
 LEASE_LOST: ErrorReason.ValueType  # 17
@@ -216,6 +233,23 @@ buf:lint:ignore ENUM_VALUE_PREFIX
 """
 COOKIE_REJECTED: ErrorReason.ValueType  # 23
 """COOKIE_REJECTED means: the cookie, its peer, or both are no good; which of them is not told.
+buf:lint:ignore ENUM_VALUE_PREFIX
+"""
+TOKEN_EXPIRED: ErrorReason.ValueType  # 24
+"""TOKEN_EXPIRED means: the token was good, and is not any more.
+buf:lint:ignore ENUM_VALUE_PREFIX
+"""
+REFRESH_TOKEN: ErrorReason.ValueType  # 25
+"""REFRESH_TOKEN means: the token is a refresh token, which gives access to nothing.
+buf:lint:ignore ENUM_VALUE_PREFIX
+"""
+SIGNATURE_INVALID: ErrorReason.ValueType  # 26
+"""SIGNATURE_INVALID means: the token's signature is wrong.
+buf:lint:ignore ENUM_VALUE_PREFIX
+"""
+SCOPE_INSUFFICIENT: ErrorReason.ValueType  # 27
+"""SCOPE_INSUFFICIENT means: the caller may do this, but not with this token. The ErrorInfo's metadata holds what its
+scope lacks, as `privilege`.
 buf:lint:ignore ENUM_VALUE_PREFIX
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -33,8 +33,9 @@ class ExporterServiceStub:
     is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server should go on working,
     and publish only after a report has been answered again.
 
-    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must
-    hold the unit's rights.
+    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must be
+    the unit master token, or a JWT with the scope `export-report` whose audience is the unit (to report and to finish,
+    the cell will do). A lease is good only with tokens of the caller who took it: the same issuer, subject and client.
     """
 
     def __init__(self, channel):
@@ -68,8 +69,9 @@ class ExporterServiceServicer:
     is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server should go on working,
     and publish only after a report has been answered again.
 
-    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must
-    hold the unit's rights.
+    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must be
+    the unit master token, or a JWT with the scope `export-report` whose audience is the unit (to report and to finish,
+    the cell will do). A lease is good only with tokens of the caller who took it: the same issuer, subject and client.
     """
 
     def ClaimExport(self, request, context):
@@ -135,8 +137,9 @@ class ExporterService:
     is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server should go on working,
     and publish only after a report has been answered again.
 
-    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must
-    hold the unit's rights.
+    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must be
+    the unit master token, or a JWT with the scope `export-report` whose audience is the unit (to report and to finish,
+    the cell will do). A lease is good only with tokens of the caller who took it: the same issuer, subject and client.
     """
 
     @staticmethod

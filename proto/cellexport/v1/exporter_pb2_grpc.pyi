@@ -34,8 +34,9 @@ class ExporterServiceStub:
     is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server should go on working,
     and publish only after a report has been answered again.
 
-    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must
-    hold the unit's rights.
+    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must be
+    the unit master token, or a JWT with the scope `export-report` whose audience is the unit (to report and to finish,
+    the cell will do). A lease is good only with tokens of the caller who took it: the same issuer, subject and client.
     """
 
     @_typing.overload
@@ -69,8 +70,9 @@ class ExporterServiceAsyncStub(ExporterServiceStub):
     is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server should go on working,
     and publish only after a report has been answered again.
 
-    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must
-    hold the unit's rights.
+    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must be
+    the unit master token, or a JWT with the scope `export-report` whose audience is the unit (to report and to finish,
+    the cell will do). A lease is good only with tokens of the caller who took it: the same issuer, subject and client.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -100,8 +102,9 @@ class ExporterServiceServicer(metaclass=_abc_1.ABCMeta):
     is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server should go on working,
     and publish only after a report has been answered again.
 
-    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must
-    hold the unit's rights.
+    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must be
+    the unit master token, or a JWT with the scope `export-report` whose audience is the unit (to report and to finish,
+    the cell will do). A lease is good only with tokens of the caller who took it: the same issuer, subject and client.
     """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,73 @@
+"""The cipher of Personium's local tokens and cookies: AES-CBC with PKCS5 padding, written in base64url.
+
+It has no MAC. Whoever opens a text with it must treat every flaw alike, from the first character to the last field, or
+the difference between two refusals decrypts and forges tokens. So `Cipher.open` goes the same way with every text, and
+takes nothing for opened but printable ASCII: what a change in the middle leaves of a block is never that.
+"""
+
+import base64
+import binascii
+import hashlib
+
+from cryptography.hazmat.primitives.ciphers import Cipher as AesCbc
+from cryptography.hazmat.primitives.ciphers import algorithms, modes
+
+_BLOCK = 16
+_OLDER_PREFIX = "123456789abcdefg"
+_PADDINGS = tuple(bytes([size]) * size for size in range(_BLOCK + 1))
+_ALLOWED = bytes(range(0x20, 0x7F)) + b"\t"
+# What is decrypted in place of a text that can't be: any block will do.
+_STAND_IN = bytes(_BLOCK)
+
+
+def decode_base64url(text: str) -> bytes | None:
+    """What an unpadded base64url text stands for, or None if it is not the one text that stands for it."""
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return data if encode_base64url(data) == text else None
+
+
+def encode_base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def initial_vector(name: str) -> bytes:
+    """The IV of what is encrypted for that name."""
+    return hashlib.md5(name.encode(), usedforsecurity=False).digest()
+
+
+def older_initial_vector(name: str) -> bytes:
+    """The IV as it was in 2017."""
+    return (_OLDER_PREFIX + name)[::-1][:_BLOCK].encode("ascii", "replace")
+
+
+class Cipher:
+    """AES-CBC under one key.
+
+    Args:
+        key: 16, 24 or 32 bytes.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._aes = algorithms.AES(key)
+
+    def open(self, text: str, vector: bytes) -> str | None:
+        """The text inside, or None if there is none, or one that holds anything but printable ASCII and TABs."""
+        data = decode_base64url(text)
+        whole = data is not None and len(data) > 0 and len(data) % _BLOCK == 0
+        decryptor = AesCbc(self._aes, modes.CBC(vector)).decryptor()
+        plain = decryptor.update(data if data is not None and whole else _STAND_IN) + decryptor.finalize()
+        size = plain[-1]
+        padded = 1 <= size <= _BLOCK and plain.endswith(_PADDINGS[size])
+        inside = plain[:-size] if padded else plain
+        printable = not inside.translate(None, _ALLOWED)
+        return inside.decode() if whole and padded and printable else None
+
+    def seal(self, text: str, vector: bytes) -> str:
+        """The text that `open` opens to this one."""
+        plain = text.encode("ascii")
+        padding = _PADDINGS[_BLOCK - len(plain) % _BLOCK]
+        encryptor = AesCbc(self._aes, modes.CBC(vector)).encryptor()
+        return encode_base64url(encryptor.update(plain + padding) + encryptor.finalize())

@@ -1,0 +1,60 @@
+"""The cookie of a Personium unit: a peer and a token, encrypted. The peer comes in the query too, and must be the same.
+
+Every flaw is one refusal. That a token inside which is no good is another is safe only because a cookie that was
+changed never opens at all: see `cipher`.
+"""
+
+import hmac
+from urllib.parse import urlsplit
+
+from cellexport.urls import UnitUrls
+from server.auth.cipher import Cipher, initial_vector, older_initial_vector
+from server.auth.credentials import PresentedCookie
+from server.errors import Refusal, Refused
+from server.model import Cell
+
+_VOWELS = str.maketrans("aiueo", "#####")
+
+
+class Cookies:
+    """Opens cookies that were issued for the hosts of the unit's URL and of the cell's. The request's `Host` is not
+    asked.
+    """
+
+    def __init__(self, cipher: Cipher, urls: UnitUrls) -> None:
+        self._cipher = cipher
+        self._urls = urls
+
+    def token(self, presented: PresentedCookie, cell: Cell | None) -> str:
+        """The token in a cookie.
+
+        Raises:
+            Refused: COOKIE_REJECTED
+        """
+        found = ""
+        for host in self._hosts(cell):
+            for vector in (initial_vector, older_initial_vector):
+                inside = self._cipher.open(presented.cookie, vector(_masked(host)))
+                peer, _, token = (inside or "").partition("\t")
+                same = hmac.compare_digest(_bytes(peer), _bytes(presented.peer))
+                found = token if same and inside else found
+        if not found:
+            raise Refused(Refusal.COOKIE_REJECTED, note="the cookie doesn't open, or not to this peer")
+        return found
+
+    def _hosts(self, cell: Cell | None) -> list[str]:
+        urls = [self._urls.unit] if cell is None else [self._urls.unit, self._urls.cell(cell.name)]
+        return list(dict.fromkeys(urlsplit(url).hostname or "" for url in urls))
+
+
+def seal(cipher: Cipher, peer: str, token: str, host: str) -> str:
+    """The cookie that holds a token, as the unit on that host issues it."""
+    return cipher.seal(f"{peer}\t{token}", initial_vector(_masked(host)))
+
+
+def _masked(host: str) -> str:
+    return host.translate(_VOWELS)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

@@ -1,0 +1,101 @@
+"""Says what a token is, for people: what it names, and what the judge makes of it. It shows no secret."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from server.auth import Judge, jwt_access
+from server.auth.credentials import Credentials
+from server.auth.local import Content, LocalTokens
+from server.auth.rights import Privilege
+from server.errors import Refused
+from server.model import Cell
+
+_LOCAL = {
+    "AR~": "of an account of the cell (resident)",
+    "AA~": "of an account of the cell (resident), layout of 2017",
+    "AV~": "of a visitor, who has roles of the cell",
+    "AL~": "of a visitor, who has roles of the cell, layout of 2017",
+    "AU~": "of a unit user",
+    "AP~": "good for changing a password alone",
+    "RR~": "to refresh a resident's token with",
+    "RV~": "to refresh a visitor's token with",
+    "RA~": "to refresh a resident's token with, layout of 2017",
+    "RT~": "to refresh a visitor's token with, layout of 2017",
+    "GC~": "a grant code, to get a token with",
+}
+_CLAIMS = ("iss", "aud", "sub", "client_id", "scope")
+_TIMES = ("iat", "nbf", "exp")
+
+Line = tuple[str, str]
+
+
+def describe(token: str, cell: Cell, local: LocalTokens | None) -> Iterator[Line]:
+    """What is in a token, verified or not.
+
+    Args:
+        local: opens local tokens; None without the unit's secret.
+    """
+    if token.count(".") == 2:
+        yield from _describe_jwt(token)
+    elif is_local(token):
+        yield "kind", f"Personium local token, {_LOCAL[token[:3]]}"
+        yield from _describe_local(token, cell, local)
+    else:
+        yield "kind", "an opaque text: the unit master token, or none of ours"
+
+
+def is_local(token: str) -> bool:
+    """Whether it looks like one of a Personium unit's."""
+    return token[:3] in _LOCAL
+
+
+def verdict(judge: Judge, credentials: Credentials, cell: Cell | None, needed: Privilege) -> str | None:
+    """Why a call would be refused; None if it would not."""
+    try:
+        judge.judge(credentials, cell, needed)
+    except Refused as refused:
+        why = f" ({refused.note})" if refused.note else ""
+        return f"{refused.refusal.value.personium_code} {refused.text}{why}"
+    return None
+
+
+def _describe_jwt(token: str) -> Iterator[Line]:
+    parts = jwt_access.read(token)
+    if parts is None:
+        yield "kind", "three parts with dots, like a JWT, but it can't be read as one"
+        return
+    yield "kind", "JWT (what follows is what it says of itself)"
+    for name in ("typ", "alg", "kid"):
+        yield name, _text(parts.header.get(name))
+    for name in _CLAIMS:
+        yield name, _text(parts.claims.get(name))
+    for name in _TIMES:
+        value = parts.claims.get(name)
+        yield name, _time(value * 1000) if type(value) is int else _text(value)
+
+
+def _describe_local(token: str, cell: Cell, local: LocalTokens | None) -> Iterator[Line]:
+    content: Content | None = None if local is None else local.content(token, cell)
+    if local is None:
+        yield "content", "not known: without CELLEXPORT_UNIT_SECRET it can't be opened"
+    elif content is not None:
+        yield "issuer", _text(content.issuer)
+        yield "subject", _text(content.subject)
+        yield "schema", _text(content.schema or None)
+        yield "scope", "none in this layout" if content.scope is None else _text(" ".join(sorted(content.scope)))
+        yield "roles", _text(" ".join(content.roles) or None)
+        yield "issued", _time(content.issued_at)
+        yield "expires", _time(content.expires_at)
+
+
+def _text(value: object) -> str:
+    """As JSON, so that nothing in it can reach the terminal."""
+    return "-" if value is None else json.dumps(value)
+
+
+def _time(milliseconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError, OSError):
+        return str(milliseconds)

@@ -1,0 +1,204 @@
+"""The issuers of JWTs that the operator trusts: who they are, and with which keys and algorithms they sign.
+
+Everything comes from files that the operator names; nothing in a token adds to it. A file of keys is read again when it
+has changed, so that keys are exchanged without a restart.
+"""
+
+import json
+import logging
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from jwt import PyJWK
+from jwt.exceptions import PyJWTError
+
+from cellexport.settings import SettingError
+
+SETTING = "CELLEXPORT_TRUSTED_ISSUERS"
+# What belongs together: one issuer signs with one family. HMAC beside anything else would let who knows a public key
+# sign with it.
+_FAMILIES = (
+    frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}),
+    frozenset({"ES256", "ES384", "ES512"}),
+    frozenset({"EdDSA"}),
+    frozenset({"HS256"}),
+)
+_KEY_TYPES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP", "HS": "oct"}
+_RSA_BITS = range(2048, 8193)
+_LARGEST_EXPONENT = 2**32
+_SHORTEST_HMAC_KEY = 32
+_FILE_LIMIT = 256 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+class KeyFileError(Exception):
+    """Raised when a file of keys can't be used. Its text says why, and holds no key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key that verifies one algorithm's signatures. `kid` is its name in the file."""
+
+    kid: str | None
+    jwk: PyJWK
+
+    def __repr__(self) -> str:
+        return f"Key({self.kid!r})"
+
+
+class Issuer:
+    """Someone who issues JWTs.
+
+    Args:
+        url: what its tokens say in `iss`, to the letter.
+        file: its keys, as a JWK set.
+
+    Raises:
+        KeyFileError: if the file can't be used.
+    """
+
+    def __init__(self, url: str, algorithms: Sequence[str], file: Path) -> None:
+        self.url = url
+        self.algorithms = tuple(algorithms)
+        self._file = file
+        self._stamp = _stamp(file)
+        self._keys = _read(file, self.algorithms)
+
+    def key(self, algorithm: str, kid: str | None) -> PyJWK | None:
+        """The key of that name; without a name, the only one there is. None if there is none, or it isn't clear."""
+        fitting = [key for key in self._keys if key.jwk.algorithm_name == algorithm]
+        if kid is not None:
+            fitting = [key for key in fitting if key.kid == kid]
+        return fitting[0].jwk if len(fitting) == 1 else None
+
+    @property
+    def keys(self) -> Sequence[Key]:
+        return tuple(self._keys)
+
+    def refresh(self) -> bool:
+        """Read the keys again if their file has changed, and tell whether they are others now.
+
+        A file that is no good leaves the keys as they were.
+        """
+        stamp = _stamp(self._file)
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        try:
+            self._keys = _read(self._file, self.algorithms)
+        except KeyFileError as error:
+            _log.error("the keys of an issuer stay as they were", extra={"issuer": self.url, "error": str(error)})
+            return False
+        _log.info("the keys of an issuer were read again", extra={"issuer": self.url, "keys": len(self._keys)})
+        return True
+
+
+def read_issuers(path: Path) -> dict[str, Issuer]:
+    """The issuers that a TOML file names, by URL.
+
+    Raises:
+        SettingError: if it can't be used.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{SETTING}: {path} can't be read: {error}.") from error
+    tables = content.get("issuer")
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or len(content) != 1:
+        raise SettingError(f"{SETTING}: {path} must consist of [[issuer]] tables.")
+    issuers: dict[str, Issuer] = {}
+    for table in tables:
+        issuer = _issuer(path, table)
+        if issuer.url in issuers:
+            raise SettingError(f"{SETTING}: {path} has {issuer.url} twice.")
+        issuers[issuer.url] = issuer
+    return issuers
+
+
+def _issuer(path: Path, table: Mapping[str, Any]) -> Issuer:
+    if table.keys() != {"url", "algorithms", "jwks"}:
+        raise SettingError(f"{SETTING}: {path}: an [[issuer]] needs url, algorithms and jwks, and nothing else.")
+    url, algorithms, jwks = table["url"], table["algorithms"], table["jwks"]
+    if not isinstance(url, str) or not url.isprintable() or not url or " " in url:
+        raise SettingError(f"{SETTING}: {path}: url must be a text without blanks.")
+    if not _are_algorithms(algorithms):
+        families = "; ".join(", ".join(sorted(family)) for family in _FAMILIES)
+        raise SettingError(f"{SETTING}: {path}: algorithms of {url} must be of one of these families: {families}.")
+    if not isinstance(jwks, str):
+        raise SettingError(f"{SETTING}: {path}: jwks of {url} must name a file.")
+    try:
+        return Issuer(url, algorithms, path.parent / jwks)
+    except KeyFileError as error:
+        raise SettingError(f"{SETTING}: {error}") from error
+
+
+def _are_algorithms(value: object) -> bool:
+    """Whether it is a list of algorithms of one family."""
+    names = value if isinstance(value, list) else []
+    return bool(names) and any(all(isinstance(name, str) and name in family for name in names) for family in _FAMILIES)
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """What changes when the file does. One that is not there has none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _read(file: Path, algorithms: Sequence[str]) -> list[Key]:
+    try:
+        with file.open("rb") as opened:
+            content = json.loads(opened.read(_FILE_LIMIT))
+    except (OSError, ValueError, RecursionError) as error:
+        raise KeyFileError(f"{file} can't be read as JSON ({type(error).__name__}).") from error
+    jwks = content.get("keys") if isinstance(content, dict) else None
+    if not isinstance(jwks, list) or not all(isinstance(jwk, dict) for jwk in jwks):
+        raise KeyFileError(f"{file} is no JWK set: an object with a list of keys.")
+    found = [key for jwk in jwks for key in _keys(file, jwk, algorithms)]
+    if not found:
+        raise KeyFileError(f"{file} has no key for {' or '.join(algorithms)}.")
+    names = [(key.kid, key.jwk.algorithm_name) for key in found]
+    if len(set(names)) != len(names):
+        raise KeyFileError(f"{file} has two keys of one kid, or several without.")
+    return found
+
+
+def _keys(file: Path, jwk: dict[str, Any], algorithms: Sequence[str]) -> list[Key]:
+    """A key, for each algorithm that it may verify. Keys for other uses are none of ours."""
+    uses = jwk.get("use", "sig") == "sig" and "verify" in jwk.get("key_ops", ["verify"])
+    fitting = [name for name in algorithms if _KEY_TYPES[name[:2]] == jwk.get("kty") and jwk.get("alg", name) == name]
+    # A curve goes with one of the algorithms only.
+    fitting = [name for name in fitting if name[:2] != "ES" or _CURVES[name] == jwk.get("crv")]
+    if not uses or not fitting:
+        return []
+    kid = jwk.get("kid")
+    if kid is not None and not isinstance(kid, str):
+        raise KeyFileError(f"{file}: a kid must be a text.")
+    if "d" in jwk:
+        raise KeyFileError(f"{file}: the key {kid!r} is a private one: only the issuer may have that.")
+    try:
+        keys = [Key(kid, PyJWK(jwk, name)) for name in fitting]
+    except (PyJWTError, ValueError, TypeError, KeyError) as error:
+        # What the library says may hold the key itself.
+        raise KeyFileError(f"{file}: the key {kid!r} is damaged.") from error
+    if not all(_is_strong(key.jwk.key) for key in keys):
+        raise KeyFileError(f"{file}: the key {kid!r} is too short, or longer than any that is in use.")
+    return keys
+
+
+_CURVES = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521"}
+
+
+def _is_strong(key: Any) -> bool:
+    if isinstance(key, bytes):
+        return len(key) >= _SHORTEST_HMAC_KEY
+    if isinstance(key, RSAPublicKey):
+        return key.key_size in _RSA_BITS and key.public_numbers().e < _LARGEST_EXPONENT
+    return True

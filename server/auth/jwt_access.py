@@ -1,0 +1,164 @@
+"""JWT access tokens (RFC 9068) for callers in the mesh, judged as RFC 8725 advises.
+
+The order is the contract's: shape, algorithm, key, signature, expiry, the other claims. What the library is lenient in
+(numbers that are texts, claims given twice) is refused here before it is asked; the signature is the library's.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jwt import PyJWK, PyJWS
+from jwt.exceptions import InvalidSignatureError
+
+from cellexport.urls import UnitUrls
+from server.auth.cipher import decode_base64url
+from server.auth.credentials import Credentials
+from server.auth.issuers import Issuer
+from server.auth.rights import ALL, Accepted
+from server.errors import Refusal, Refused
+from server.model import Caller, Cell
+
+_TYPES = frozenset({"at+jwt", "application/at+jwt"})
+_LEEWAY_SECONDS = 30
+# How often the files of keys are looked at, at most.
+_LOOK_SECONDS = 1.0
+# The end of the year 9999.
+_LATEST = 253_402_300_799
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A token's header and claims, not verified."""
+
+    header: Mapping[str, Any]
+    claims: Mapping[str, Any]
+
+
+class JwtAccessTokens:
+    """The `TokenKind` of JWTs by trusted issuers, by URL."""
+
+    def __init__(self, issuers: Mapping[str, Issuer], urls: UnitUrls) -> None:
+        self._issuers = issuers
+        self._urls = urls
+        self._jws = PyJWS()
+        self._looked_at = time.monotonic()
+        self._version = 0
+
+    def version(self) -> int:
+        now = time.monotonic()
+        if now - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at = now
+            self._version += sum([issuer.refresh() for issuer in self._issuers.values()])
+        return self._version
+
+    def accept(self, token: str, credentials: Credentials, cell: Cell | None, now: int) -> Accepted | None:
+        if token.count(".") != 2:
+            return None
+        parts = read(token)
+        if parts is None:
+            raise _invalid("no JWT: three base64url parts, two of them JSON objects without doubles")
+        key, algorithm = self._key(parts)
+        self._verify(token, key, algorithm)
+        expires_at = _expiry(parts.claims)
+        if now > expires_at:
+            raise Refused(Refusal.TOKEN_EXPIRED)
+        return self._accepted(parts.claims, cell, now, expires_at)
+
+    def _key(self, parts: Parts) -> tuple[PyJWK, str]:
+        header = parts.header
+        if not isinstance(header.get("typ"), str) or header["typ"].lower() not in _TYPES:
+            raise _invalid("typ is not at+jwt")
+        if "crit" in header or "b64" in header:
+            raise _invalid("crit and b64 are not understood")
+        name, algorithm, kid = parts.claims.get("iss"), header.get("alg"), header.get("kid")
+        issuer = self._issuers.get(name) if isinstance(name, str) else None
+        if issuer is None:
+            raise _invalid("iss is not trusted")
+        if not isinstance(algorithm, str) or algorithm not in issuer.algorithms:
+            raise _invalid("alg is not one of the issuer's")
+        if "kid" in header and not isinstance(kid, str):
+            raise _invalid("kid is no text")
+        key = issuer.key(algorithm, kid)
+        if key is None:
+            raise _invalid("the issuer has no key of that kid, or several and kid is missing")
+        return key, algorithm
+
+    def _verify(self, token: str, key: PyJWK, algorithm: str) -> None:
+        try:
+            self._jws.decode(token, key, [algorithm])
+        except InvalidSignatureError as error:
+            raise Refused(Refusal.SIGNATURE_INVALID) from error
+        except Exception as error:
+            # Whatever a library makes of a token: it is the token's fault.
+            raise _invalid(f"the library refuses it ({type(error).__name__})") from error
+
+    def _accepted(self, claims: Mapping[str, Any], cell: Cell | None, now: int, expires_at: int) -> Accepted:
+        audiences = claims.get("aud")
+        audiences = [audiences] if isinstance(audiences, str) else audiences
+        meant = {self._urls.unit} if cell is None else {self._urls.unit, self._urls.cell(cell.name)}
+        if not isinstance(audiences, list) or not meant.intersection(filter(_is_text, audiences)):
+            raise _invalid("aud names neither the cell nor the unit")
+        if any(not _is_number(claims[name]) for name in ("nbf", "iat") if name in claims):
+            raise _invalid("nbf or iat is no number")
+        if now < (claims.get("nbf", 0) - _LEEWAY_SECONDS) * 1000:
+            raise _invalid("nbf is not yet")
+        if any(not _is_text(claims[name]) for name in ("sub", "client_id", "scope") if name in claims):
+            raise _invalid("sub, client_id or scope is no text")
+        subject, application = claims.get("sub"), claims.get("client_id")
+        return Accepted(
+            caller=Caller(schema=application, subject=subject),
+            holder=json.dumps([claims["iss"], subject, application]),
+            expires_at=expires_at,
+            privileges=ALL,
+            scope=frozenset(claims.get("scope", "").split(" ")),
+        )
+
+
+def read(token: str) -> Parts | None:
+    """A token's header and claims, not verified; None if it isn't a JWT to the letter."""
+    header, claims, signature = (decode_base64url(part) for part in token.split("."))
+    parts = Parts(_object(header or b""), _object(claims or b""))
+    return parts if parts.header and parts.claims and signature else None
+
+
+def _expiry(claims: Mapping[str, Any]) -> int:
+    """The last millisecond, since 1970, of the token."""
+    seconds = claims.get("exp")
+    if type(seconds) is not int or not 0 <= seconds <= _LATEST:
+        raise _invalid("exp is no whole number of seconds")
+    return (seconds + _LEEWAY_SECONDS) * 1000 - 1
+
+
+def _object(data: bytes) -> Mapping[str, Any]:
+    """A JSON object; an empty one for anything else."""
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key is given twice")
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and -_LATEST <= value <= _LATEST  # type: ignore[operator]
+
+
+def _invalid(why: str) -> Refused:
+    return Refused(Refusal.TOKEN_INVALID, note=why)

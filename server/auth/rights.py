@@ -1,0 +1,73 @@
+"""What a token that was accepted may do: the cell's roles and access list, and then the token's scope."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+
+from server.errors import Refusal, Refused
+from server.model import Caller, Cell
+
+# In an access list: whoever was accepted at all.
+_EVERYBODY = "all"
+
+
+class Privilege(StrEnum):
+    """What a method may need."""
+
+    # The privilege of the document: everything on one cell.
+    ROOT = "root"
+    # What exporters need: to claim, report and finish exports of any cell. No access list gives it.
+    EXPORT_REPORT = "export-report"
+
+
+ALL: frozenset[str] = frozenset(Privilege)
+NONE: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """A token that is genuine, meant for the cell, and not expired.
+
+    Args:
+        holder: tells this caller from others that may hold leases.
+        expires_at: the last millisecond, since 1970, in which it is good; None if it never ends.
+        privileges: what the token itself gives; None if that is up to the cell's access list.
+        account: whose roles count; None if `roles` do.
+        scope: what the privileges are narrowed to; None for not at all.
+    """
+
+    caller: Caller
+    holder: str = ""
+    expires_at: int | None = None
+    privileges: frozenset[str] | None = None
+    account: str | None = None
+    roles: frozenset[str] = frozenset()
+    scope: frozenset[str] | None = None
+
+
+def require(needed: Privilege, accepted: Accepted, cell: Cell | None) -> None:
+    """Let through who may do what needs that privilege.
+
+    Raises:
+        Refused: CREDENTIALS_MISSING (the account is gone), PRIVILEGE_LACKING, SCOPE_INSUFFICIENT (in this order)
+    """
+    if needed not in _privileges(needed, accepted, cell):
+        raise Refused(Refusal.PRIVILEGE_LACKING)
+    if accepted.scope is not None and needed not in accepted.scope:
+        raise Refused(Refusal.SCOPE_INSUFFICIENT, privilege=needed)
+
+
+def _privileges(needed: Privilege, accepted: Accepted, cell: Cell | None) -> Collection[str]:
+    if accepted.privileges is not None:
+        return accepted.privileges
+    if cell is None or needed is not Privilege.ROOT:
+        return NONE
+    roles = accepted.roles if accepted.account is None else _roles(accepted.account, cell)
+    return {privilege for role in (*roles, _EVERYBODY) for privilege in cell.acl.get(role, ())}
+
+
+def _roles(account: str, cell: Cell) -> Collection[str]:
+    roles = cell.accounts.get(account)
+    if roles is None:
+        raise Refused(Refusal.CREDENTIALS_MISSING, note="the token's account is not in the cell's access file")
+    return roles
