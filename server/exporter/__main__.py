@@ -41,7 +41,7 @@ def _work(settings: Settings, *, terminal: bool) -> None:
     with client.channel(settings.target) as channel:
         runner = Runner(
             stub=ExporterServiceStub(channel),
-            metadata=client.bearer(settings.token.reveal()),
+            token=settings.token,
             cells=settings.unit_dir / "cells",
             area=area,
             bar=Bar(terminal=terminal),

@@ -5,20 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellexport import client
-from cellexport.settings import Environment, Secret, SettingError
+from cellexport.settings import Environment, SecretSource, SettingError
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     unit_dir: Path
     target: str
-    token: Secret
+    token: SecretSource
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Settings":
         """Read the settings from an environment. Raises `SettingError` for a bad value."""
         environment = Environment(variables)
-        token = environment.secret("CELLEXPORT_EXPORTER_TOKEN") or environment.secret("CELLEXPORT_MASTER_TOKEN")
+        token = environment.secret_source("CELLEXPORT_EXPORTER_TOKEN") or environment.secret_source(
+            "CELLEXPORT_MASTER_TOKEN"
+        )
         if token is None:
             raise SettingError(
                 "CELLEXPORT_EXPORTER_TOKEN: is not set, nor is CELLEXPORT_MASTER_TOKEN: the exporter needs one."

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import grpc
 
 from cellexport import client
+from cellexport.settings import SecretSource
 from cellexport.v1.exporter_pb2 import ClaimedExport, Progress, ReportProgressRequest
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 
@@ -17,7 +18,7 @@ _SHORTEST_SECONDS = 0.2
 _RETRY_SECONDS = 0.5
 
 # What a server may get over. With any other answer there is nothing to wait for: the lease runs out.
-TRANSIENT = frozenset(
+_TRANSIENT = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -39,6 +40,7 @@ class Heartbeat:
     """Reports while its context is open.
 
     Args:
+        token: what to present; asked before each report.
         progress: how far the export is; called from the heartbeat's thread.
         show: called with each progress, to show it.
     """
@@ -47,13 +49,13 @@ class Heartbeat:
         self,
         *,
         stub: ExporterServiceStub,
-        metadata: client.Metadata,
+        token: SecretSource,
         claimed: ClaimedExport,
         progress: Callable[[], Progress],
         show: Callable[[Progress], None],
     ) -> None:
         self._stub = stub
-        self._metadata = metadata
+        self._token = token
         self._claimed = claimed
         self._progress = progress
         self._show = show
@@ -119,7 +121,11 @@ class Heartbeat:
                 cell=self._claimed.cell, lease=self._claimed.lease, sequence=self._sequence, progress=progress
             )
             try:
-                self._stub.ReportProgress(request, metadata=self._metadata, timeout=max(1.0, self._lease_seconds / 3))
+                self._stub.ReportProgress(
+                    request,
+                    metadata=client.bearer(self._token.latest().reveal()),
+                    timeout=max(1.0, self._lease_seconds / 3),
+                )
             except grpc.RpcError as error:
                 self._take(error)
                 return False
@@ -127,7 +133,7 @@ class Heartbeat:
             return True
 
     def _take(self, error: grpc.RpcError) -> None:
-        if error.code() in TRANSIENT:
+        if is_transient(error, self._token):
             self._say_heard(heard=False, why=reason(error))
             return
         _log.error("the lease is lost", extra={"cell": self._claimed.cell, "reason": reason(error)})
@@ -140,6 +146,11 @@ class Heartbeat:
         if self._heard and not heard:
             _log.warning("the server takes no reports: trying again", extra=labels | {"reason": why})
         self._heard = heard
+
+
+def is_transient(error: grpc.RpcError, token: SecretSource) -> bool:
+    """Whether the same call may be answered yet. A token that has ended may be followed by another in its file."""
+    return error.code() in _TRANSIENT or (token.renewable and reason(error) == "TOKEN_EXPIRED")
 
 
 def reason(error: grpc.RpcError) -> str:

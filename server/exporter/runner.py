@@ -12,13 +12,14 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from cellexport import client
+from cellexport.settings import SecretSource
 from cellexport.v1.cell_export_pb2 import Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest, FinishExportRequest
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 from server.exporter import snapshot
 from server.exporter.area import FencedError, NameTakenError, SnapshotArea
 from server.exporter.bar import Bar
-from server.exporter.heartbeat import TRANSIENT, Heartbeat, LeaseLostError, jittered, reason
+from server.exporter.heartbeat import Heartbeat, LeaseLostError, is_transient, jittered, reason
 from server.exporter.snapshot import StoppedError, Subject
 from server.exporter.tally import Tally
 from server.exporter.walk import SourceChangedError, SourceError
@@ -47,14 +48,15 @@ class Runner:
     """Works until told to stop.
 
     Args:
+        token: what to present; asked before each call.
         cells: the directory `cells` of the unit.
     """
 
     def __init__(
-        self, *, stub: ExporterServiceStub, metadata: client.Metadata, cells: Path, area: SnapshotArea, bar: Bar
+        self, *, stub: ExporterServiceStub, token: SecretSource, cells: Path, area: SnapshotArea, bar: Bar
     ) -> None:
         self._stub = stub
-        self._metadata = metadata
+        self._token = token
         self._cells = cells
         self._area = area
         self._bar = bar
@@ -88,7 +90,7 @@ class Runner:
             # A server that was away is asked for an answer at once, to know that it is back.
             wait = 0 if self._away_since else _WAIT_SECONDS
             request = ClaimExportRequest(request_id=request_id, wait=Duration(seconds=wait))
-            call = self._stub.ClaimExport.future(request, metadata=self._metadata, timeout=_WAIT_SECONDS + 5)
+            call = self._stub.ClaimExport.future(request, metadata=self._metadata(), timeout=_WAIT_SECONDS + 5)
             self._cancel = call.cancel
             if self._stopping.is_set():
                 call.cancel()
@@ -109,7 +111,7 @@ class Runner:
         tally = Tally()
         heartbeat = Heartbeat(
             stub=self._stub,
-            metadata=self._metadata,
+            token=self._token,
             claimed=claimed,
             progress=tally.progress,
             show=lambda progress: self._bar.show(claimed.name, progress),
@@ -187,24 +189,27 @@ class Runner:
         last_try = time.monotonic() + _FAREWELL_SECONDS
         while True:
             try:
-                self._stub.FinishExport(request, metadata=self._metadata, timeout=_CALL_SECONDS)
+                self._stub.FinishExport(request, metadata=self._metadata(), timeout=_CALL_SECONDS)
                 return
             except grpc.RpcError as error:
-                if error.code() not in TRANSIENT:
+                if not is_transient(error, self._token):
                     _log.error("the end of the export was refused", extra={"reason": reason(error)})
                     return
                 if self._stopping.is_set() and time.monotonic() > last_try:
                     return
                 self._pause.wait(jittered(_RETRY_SECONDS))
 
+    def _metadata(self) -> client.Metadata:
+        return client.bearer(self._token.latest().reveal())
+
     def _say_away(self, error: grpc.RpcError) -> None:
         """Log, once, that the server gives no work: not at once, as it may be just starting."""
-        if error.code() in _REFUSALS:
+        if error.code() in _REFUSALS and not is_transient(error, self._token):
             raise RefusedError
         now = time.monotonic()
         self._away_since = self._away_since or now
         if not self._said_away and now - self._away_since > _PATIENCE_SECONDS:
-            _log.warning("the server gives no answer: trying again", extra={"reason": reason(error)})
+            _log.warning("the server gives no work: trying again", extra={"reason": reason(error)})
             self._said_away = True
 
     def _say_back(self) -> None:
