@@ -1,4 +1,4 @@
-"""`python -m server`: the gRPC server. Settings come from the environment; see the README."""
+"""`python -m server` is the gRPC server, `python -m server token` makes and explains tokens. See the README."""
 
 import asyncio
 import logging
@@ -6,24 +6,38 @@ import os
 import signal
 import sys
 
+import click
+
 from cellexport import logs
 from cellexport.settings import Environment, SettingError
+from server.auth.mint import MintError
 from server.config import Settings
 from server.stores.sqlite_file import StoreError
+from server.token_command import token
 from server.wiring import ListenError, serving
 
 _log = logging.getLogger("server")
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT. A second signal ends the program at once."""
+    """Run the command line. A bad setting ends it with status 2."""
     os.umask(0o077)
     try:
-        logs.configure(Environment(os.environ), terminal=logs.is_terminal())
-        settings = Settings.read(os.environ)
-        asyncio.run(_serve(settings))
-    except (SettingError, StoreError, ListenError) as error:
+        cli(prog_name="cellexport-server")
+    except (SettingError, StoreError, ListenError, MintError) as error:
         sys.exit(_explain(error))
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Serve until SIGTERM or SIGINT; a second signal ends the program at once. Settings come from the environment."""
+    if context.invoked_subcommand is None:
+        logs.configure(Environment(os.environ), terminal=logs.is_terminal())
+        asyncio.run(_serve(Settings.read(os.environ)))
+
+
+cli.add_command(token)
 
 
 def _explain(error: Exception) -> int:
@@ -44,8 +58,11 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(number, on_signal)
     async with serving(settings) as address:
         _log.info("serving", extra={"address": address, "unit_dir": str(settings.unit_dir)})
-        if settings.master_token is None:
-            _log.warning("every call will be refused: set CELLEXPORT_MASTER_TOKEN or CELLEXPORT_MASTER_TOKEN_FILE")
+        if not settings.tokens.any():
+            _log.warning(
+                "every call will be refused: set CELLEXPORT_MASTER_TOKEN, CELLEXPORT_UNIT_SECRET, or "
+                "CELLEXPORT_TRUSTED_ISSUERS"
+            )
         if os.environ.get("GRPC_TRACE") or os.environ.get("GRPC_VERBOSITY", "").upper() == "DEBUG":
             _log.warning("GRPC_TRACE and GRPC_VERBOSITY=DEBUG print metadata, and with it tokens: unset them")
         await stop.wait()

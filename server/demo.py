@@ -1,12 +1,13 @@
 """`make run`: a demo unit, if no unit is named, and the three programs on it, until Ctrl-C.
 
 The demo unit has one cell, full of copies of Python's own standard library: real files, of many sizes. It is made once,
-and so is the master token, which stays in the unit directory.
+and so are the master token and the demo unit's secret, which stay in the unit directory.
 """
 
 import errno
 import os
 import secrets
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -20,6 +21,15 @@ from cellexport.settings import Address, Environment, SettingError, refuse_open_
 from server.config import Settings
 
 _CELL = "demo"
+_ACCESS_FILE = """\
+owner = "http://localhost:8080/unitadmin/#owner"
+[accounts]              # account = its roles
+admin = ["admin"]
+staff = ["staff"]
+[acl]                   # role = its privileges: root may start exports and ask for their status
+admin = ["root"]
+staff = ["auth-read"]
+"""
 # How a shell says the token that the user has set.
 _OWN = "$CELLEXPORT_MASTER_TOKEN"
 _ENOUGH_BYTES = 300 * 1024 * 1024
@@ -38,6 +48,8 @@ class _Plan:
     cell: str
     # The token that was made here, or how a shell gets at the user's own.
     token: str
+    # Whether the unit's secret was made here, so that tokens of accounts can be, too.
+    has_secret: bool
 
 
 def main() -> None:
@@ -64,18 +76,22 @@ def _plan(variables: Mapping[str, str]) -> _Plan:
         "CELLEXPORT_LOG_FORMAT": environment.text("CELLEXPORT_LOG_FORMAT", "text"),
         "PYTHONUNBUFFERED": "1",
     }
+    own = ("CELLEXPORT_UNIT_DIR", "CELLEXPORT_UNIT_SECRET", "CELLEXPORT_UNIT_SECRET_FILE")
+    has_secret = not any(environment.text(name, "") for name in own)
+    if has_secret:
+        chosen["CELLEXPORT_UNIT_SECRET_FILE"] = str(_make_secret(unit / "unit_secret", secrets.token_hex(16)))
     # Now rather than in the middle of three programs' logs.
     Settings.read(chosen)
     refuse_open_plaintext(environment, "CELLEXPORT_HTTP_LISTEN", http)
     if master is None:
-        file = _make_token(unit)
+        file = _make_secret(unit / "master_token", secrets.token_urlsafe(32))
         chosen["CELLEXPORT_MASTER_TOKEN_FILE"] = str(file)
         token = file.read_text().strip()
     elif variables.get("CELLEXPORT_MASTER_TOKEN"):
         token = _OWN
     else:
         token = f"$(cat {Path(variables['CELLEXPORT_MASTER_TOKEN_FILE']).absolute()})"
-    return _Plan(chosen, http, grpc, _cell(unit), token)
+    return _Plan(chosen, http, grpc, _cell(unit), token, has_secret)
 
 
 def _unit(environment: Environment) -> Path:
@@ -116,7 +132,7 @@ def _make_unit(unit: Path) -> None:
     fresh = unit / "cells.new"
     shutil.rmtree(fresh, ignore_errors=True)
     (fresh / _CELL).mkdir(parents=True)
-    (fresh / _CELL / "cell.toml").write_text('owner = "http://localhost:8080/unitadmin/#owner"\n')
+    (fresh / _CELL / "cell.toml").write_text(_ACCESS_FILE)
     _fill(fresh / _CELL / "webdav")
     fresh.rename(cells)
 
@@ -136,14 +152,13 @@ def _fill(webdav: Path) -> None:
     print(f"\rMade a demo cell of {files:,} real files.       ", flush=True)
 
 
-def _make_token(unit: Path) -> Path:
-    """The file with the master token, made if it is missing."""
-    file = unit / "master_token"
+def _make_secret(file: Path, secret: str) -> Path:
+    """A file with a secret, made if it is missing."""
     if not file.exists():
         fresh = file.with_suffix(".new")
         fresh.unlink(missing_ok=True)
         with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
-            opened.write(secrets.token_urlsafe(32) + "\n")
+            opened.write(secret + "\n")
         fresh.rename(file)
     return file
 
@@ -168,10 +183,22 @@ Paste into another terminal:
   watch it            while sleep 1; do curl -s {header} {url}; echo; done
   the same by gRPC    {buf} curl --schema {Path("proto").absolute()} \\
                         --protocol grpc --http2-prior-knowledge {header} \\
-                        -d '{{"cell":"{plan.cell}"}}' http://{plan.grpc}/cellexport.v1.CellExportService/GetCellExport
+                        -d '{{"cell":"{plan.cell}"}}' http://{plan.grpc}/cellexport.v1.CellExportService/GetCellExport{_account(plan)}
 
 Snapshots appear in {snapshots}. Ctrl-C stops everything.
 """
+
+
+def _account(plan: _Plan) -> str:
+    """How to get a token of an account, where that can be."""
+    if not plan.has_secret:
+        return ""
+    names = ("CELLEXPORT_UNIT_URL", "CELLEXPORT_UNIT_SECRET_FILE", "CELLEXPORT_HTTP_LISTEN")
+    told = " ".join(f"{name}={shlex.quote(plan.variables[name])}" for name in names if name in plan.variables)
+    program = Path(sys.executable).parent / "cellexport-server"
+    return f"""
+  as an account       {told} \\
+                        {program} token mint resident --cell {plan.cell} --subject admin"""
 
 
 class _Manager(Manager):
