@@ -59,7 +59,7 @@ def test_the_rules_know_neither_messages_nor_sql() -> None:
 
 
 def test_a_method_without_a_privilege_keeps_the_server_from_starting() -> None:
-    guard = Guard(judge=Judge([]), cells=CellDirectory(Path("nowhere")))
+    guard = Guard(judge=Judge([], cookies=None, clock=int), cells=CellDirectory(Path("nowhere")))
     for file, name in ((cell_export_pb2, "CellExportService"), (exporter_pb2, "ExporterService")):
         service = file.DESCRIPTOR.services_by_name[name]
         with pytest.raises(ValueError, match="each method needs a privilege"):

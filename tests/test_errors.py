@@ -5,7 +5,7 @@ import json
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from tokens import ACCESS_FILE, SECRET, Issuer, expired, fields, generate, local, resident
 from unit import TOKEN, UNIT_URL, Answer, Unit, needs_root
 from werkzeug.test import Client
 
@@ -24,10 +25,12 @@ from cellexport.v1.cell_export_pb2 import GetCellExportRequest, StartCellExportR
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from gateway import create_app
 from gateway.config import Settings
-from server.auth import Judge, Privilege
+from server.auth import Judge
 from server.auth.master import MasterToken
+from server.auth.rights import Privilege
 from server.cells import CellDirectory
 from server.guard import Call, Guard, Rule
+from server.records import now_ms
 
 GOOD = {"authorization": f"Bearer {TOKEN}"}
 INVALID_TOKEN = ', error="invalid_token"'
@@ -79,9 +82,13 @@ def killed(unit: Unit) -> None:
     unit.programs[0].kill()
 
 
+INVALID = ("TOKEN_INVALID", "TOKEN_EXPIRED", "REFRESH_TOKEN", "SIGNATURE_INVALID")
+ISSUER = Issuer(Path(), "ES256", keys={"one": generate("ES256"), "two": generate("ES256")})
+
+
 def unauthenticated(label: str, authorization: str | None, code: str, message: str, reason: str) -> Row:
     headers = {} if authorization is None else {"authorization": authorization}
-    challenge = INVALID_TOKEN if reason == "TOKEN_INVALID" else ""
+    challenge = INVALID_TOKEN if reason in INVALID else ""
     return Row(label, 401, f"PR401-AU-{code}", message, "UNAUTHENTICATED", reason, headers, challenge=challenge)
 
 
@@ -89,6 +96,15 @@ MISSING = ("0001", "Authorization required.", "CREDENTIALS_MISSING")
 SCHEME = ("0003", "Invalid authentication scheme.", "SCHEME_UNKNOWN")
 BASIC = ("0004", "Basic auth format error.", "BASIC_MALFORMED")
 BAD_TOKEN = ("0006", "Token parse error.", "TOKEN_INVALID")
+EXPIRED = ("0002", "Access token expired.", "TOKEN_EXPIRED")
+REFRESH = ("0007", "Can not access with refresh token.", "REFRESH_TOKEN")
+SIGNATURE = ("0008", "Token dsig error.", "SIGNATURE_INVALID")
+SCOPE = (
+    "PR403-AU-0007",
+    "Insufficient scope is granted for the access token. [root] Privilege is required.",
+    "PERMISSION_DENIED",
+    "SCOPE_INSUFFICIENT",
+)
 LACKING = ("PR403-AU-0002", "Necessary privilege is lacking.", "PERMISSION_DENIED", "PRIVILEGE_LACKING")
 NO_CELL = ("PR404-DV-0003", "Cell not found.", "NOT_FOUND", "CELL_NOT_FOUND")
 BAD_KEY = (
@@ -123,6 +139,12 @@ ROWS = [
     unauthenticated("basic format", "Basic eA", *BASIC),
     unauthenticated("token", "Bearer x", *BAD_TOKEN),
     unauthenticated("no token", "Bearer", *BAD_TOKEN),
+    unauthenticated("account gone", f"Bearer {resident('gone')}", *MISSING),
+    unauthenticated("expired", f"Bearer {resident(issued=expired())}", *EXPIRED),
+    unauthenticated("refresh", f"Bearer {local('RR~', fields('3'))}", *REFRESH),
+    unauthenticated("signature", f"Bearer {ISSUER.token({'kid': 'two'})}", *SIGNATURE),
+    Row("role", 403, *LACKING, {"authorization": f"Bearer {resident('staff')}"}),
+    Row("scope", 403, *SCOPE, {"authorization": f"Bearer {ISSUER.token(scope='x')}"}),
     Row("privilege", 403, *LACKING, GOOD | {"x-personium-unit-user": "https://unit1.example/a/#b"}),
     Row("cell unknown", 404, *NO_CELL, GOOD, cell="unknown"),
     Row("cell malformed", 404, *NO_CELL, {}, cell="-"),
@@ -138,8 +160,11 @@ ROWS = [
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
-def test_the_same_verdict_over_both_doors(unit: Unit, row: Row) -> None:
-    unit.start_server()
+def test_the_same_verdict_over_both_doors(unit: Unit, tmp_path: Path, row: Row) -> None:
+    (unit.directory / "cells/demo/cell.toml").write_text(ACCESS_FILE)
+    issuer = replace(ISSUER, directory=tmp_path / "issuer")
+    issuer.write()
+    unit.start_server(CELLEXPORT_UNIT_SECRET=SECRET, **issuer.settings)
     unit.start_gateway()
     with unit.channel() as channel:
         # Connected before anything happens to the server, as the gateway is.
@@ -228,7 +253,7 @@ async def hang(request: Message, call: Call) -> Message:
 @asynccontextmanager
 async def broken_server(cells: Path, rule: Rule) -> AsyncIterator[int]:
     """A server whose methods are broken, behind the real guard."""
-    guard = Guard(judge=Judge([MasterToken(Secret(TOKEN))]), cells=CellDirectory(cells))
+    guard = Guard(judge=Judge([MasterToken(Secret(TOKEN))], cookies=None, clock=now_ms), cells=CellDirectory(cells))
     service = cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"]
     rules = {method.name: rule for method in service.methods}
     server = grpc.aio.server()

@@ -1,13 +1,18 @@
 """Settings: every bad value names its variable and ends the program with status 2."""
 
+import dataclasses
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
-from unit import ROOT, TOKEN, Unit
+from tokens import ACCESS_FILE, PEER, SECRET, Issuer, b64, cookie, expired, resident, visitor
+from unit import ROOT, TOKEN, UNIT_URL, HandExporter, Unit
 
 from cellexport import client
 from cellexport.settings import Environment, Secret, SettingError
+from server.config import Settings as ServerSettings
+from server.exporter.config import Settings as ExporterSettings
 
 BAD = [
     ("server", "CELLEXPORT_UNIT_DIR", "/nowhere/at/all"),
@@ -22,6 +27,12 @@ BAD = [
     ("server", "CELLEXPORT_GRPC_LISTEN", "0.0.0.0:50051"),
     ("server", "CELLEXPORT_GRPC_LISTEN", "unix:relative"),
     ("server", "CELLEXPORT_MASTER_TOKEN", "with blank"),
+    ("server", "CELLEXPORT_UNIT_SECRET", "of-no-good-length"),
+    ("server", "CELLEXPORT_TRUSTED_ISSUERS", "/nowhere/at/all"),
+    ("server", "CELLEXPORT_CELL_URL", "https://unit1.example/"),
+    ("server", "CELLEXPORT_CELL_URL", "https://{cell}.{cell}.example/"),
+    ("gateway", "CELLEXPORT_CELL_URL", "{cell}.unit1.example"),
+    ("gateway", "CELLEXPORT_CELL_URL", "https://{cell}.unit1.example:port/"),
     ("server", "CELLEXPORT_LEASE_SECONDS", "soon"),
     ("server", "CELLEXPORT_LEASE_SECONDS", "nan"),
     ("server", "CELLEXPORT_LEASE_SECONDS", "0"),
@@ -138,26 +149,70 @@ def test_plaintext_goes_to_this_machine_only(target: str, local: bool) -> None:
 
 def test_without_a_master_token_everything_is_refused_and_the_log_says_so(unit: Unit) -> None:
     server = unit.start_server(CELLEXPORT_MASTER_TOKEN="")
-    server.wait_for_log("every call will be refused: set CELLEXPORT_MASTER_TOKEN or CELLEXPORT_MASTER_TOKEN_FILE")
+    warning = "set CELLEXPORT_MASTER_TOKEN, CELLEXPORT_UNIT_SECRET, or CELLEXPORT_TRUSTED_ISSUERS"
+    server.wait_for_log(f"every call will be refused: {warning}")
     unit.start_gateway()
     assert unit.http().code == "PR401-AU-0006"
 
 
-def test_secrets_are_in_no_log_and_no_argument(unit: Unit) -> None:
-    unit.start_server()
+def test_settings_do_not_show_what_is_secret(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    issuer = Issuer(tmp_path / "issuer", "HS256").add_key("one")
+    variables = {"CELLEXPORT_UNIT_DIR": str(tmp_path), "CELLEXPORT_MASTER_TOKEN": TOKEN, **issuer.settings}
+    variables |= {"CELLEXPORT_UNIT_SECRET": SECRET, "CELLEXPORT_EXPORTER_TOKEN": "canary-token"}
+    key = issuer.keys["one"]
+    for settings in (ServerSettings.read(variables), ExporterSettings.read(variables)):
+        for shown in (repr(settings), str(dataclasses.asdict(settings))):
+            for secret in (TOKEN, SECRET, "canary-token", key.decode(), b64(key)):
+                assert secret not in shown
+
+
+def test_secrets_are_in_no_file_no_answer_and_no_command_line(unit: Unit, tmp_path: Path) -> None:
+    """Every secret of a whole run, good or refused: looked for wherever anybody but its owner could read it."""
+    issuer = Issuer(tmp_path / "issuer", "HS256").add_key("one")
+    (unit.directory / "cells/demo/cell.toml").write_text(ACCESS_FILE)
+    exporters = issuer.token(aud=UNIT_URL, scope="export-report")
+    unit.start_server(CELLEXPORT_UNIT_SECRET=SECRET, **issuer.settings)
     unit.start_gateway()
-    unit.start_exporter()
-    unit.http("POST", body=b'{"Name":"canary"}')
-    unit.http(token="wrong-canary-token")
+    unit.start_exporter(CELLEXPORT_EXPORTER_TOKEN=exporters)
+    local, visitors, jwt = resident(), visitor(), issuer.token()
+    refused = ["wrong-canary-token", resident("gone"), resident(issued=expired()), issuer.token(exp=1), local[:-1]]
+    wrapped, other = cookie(local), cookie(local, peer="canary-peer")
+    answers = [unit.http("POST", token=local, body=b'{"Name":"canary"}')]
+    answers += [unit.http(token=token) for token in (TOKEN, local, visitors, jwt, *refused)]
+    for presented in (wrapped, other, wrapped[:-1]):
+        headers = {"Cookie": f"p_cookie={presented}"}
+        answers.append(unit.http(path=f"/demo/__export?p_cookie_peer={PEER}", token=None, headers=headers))
+    answers.append(unit.http(token=None, headers={"X-Override": f"Authorization: Bearer {local[:-2]}"}))
     unit.wait_until_ready()
+    lines = [Path(f"/proc/{program.process.pid}/cmdline") for program in unit.programs]
+    places = {str(line): line.read_bytes() for line in lines}
+    unit.programs.pop().terminate()
+    with unit.channel() as channel:
+        unit.begin()
+        leased = HandExporter(channel).must_claim()
+        HandExporter(channel).report(leased, 1, 1)
+    key = issuer.keys["one"].decode()
+    secrets = [TOKEN, SECRET, key, b64(key.encode()), exporters, local, visitors, jwt, *refused, wrapped, other]
+    # What is in what is shown: the parts of a token that are not for everybody.
+    secrets += [
+        PEER,
+        "canary-peer",
+        leased.lease.token,
+        local[:-2],
+        jwt.rpartition(".")[2],
+        exporters.rpartition(".")[2],
+    ]
+    places |= {f"answer {number}": answer.body + repr(answer.headers).encode() for number, answer in enumerate(answers)}
     for program in unit.programs:
-        command = Path(f"/proc/{program.process.pid}/cmdline").read_bytes()
-        for secret in (TOKEN, "wrong-canary-token"):
-            assert secret not in program.log.read_text()
-            assert secret.encode() not in command
-    for path in unit.directory.rglob("*"):
-        if path.is_file():
-            assert TOKEN.encode() not in path.read_bytes()
+        program.terminate()
+    places |= {str(path): path.read_bytes() for path in tmp_path.glob("*.log")}
+    places |= {str(path): path.read_bytes() for path in unit.directory.rglob("*") if path.is_file()}
+    with zipfile.ZipFile(unit.snapshots / "demo" / "canary.zip") as archive:
+        places |= {f"{name} in the zip": archive.read(name) for name in archive.namelist()}
+    assert {answer.status for answer in answers} == {200, 202, 401, 403}
+    assert len(places) > 20
+    assert not [(name, secret) for name, content in places.items() for secret in secrets if secret.encode() in content]
 
 
 def test_a_setting_that_nobody_reads_is_warned_of(unit: Unit) -> None:
