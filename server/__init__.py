@@ -9,7 +9,8 @@ The way of one call, each step one file and one change of vocabulary:
               ──▶ stores     the port; `stores.sqlite` is the adapter
 
 Beside it: `cells` (the cell directory), `leases` (exports that nobody speaks for any more), `events` (the event log),
-`errors` (every refusal, as data), `config` (settings). Only `wiring` knows all of them, and `__main__` knows `wiring`.
+`errors` (every refusal, as data), `config` (settings). Only `wiring` knows all of them; `__main__` knows `wiring`, and
+`token_command`, which makes and explains tokens with the very judge that the server has.
 
 `server.exporter` is a program of its own: it is a client of the server like any other exporter, and imports nothing
 of this package but itself. The server borrows its `area`, because the snapshot directory is where a dead exporter's
