@@ -40,7 +40,7 @@ def _cookie(request: Request) -> client.Metadata:
     peers = request.args.getlist("p_cookie_peer")
     if not any(peers) and len(peers) < 2:
         return ()
-    cookies = [cookie for cookie in request.cookies.getlist("p_cookie") if len(cookie) <= _COOKIE_LIMIT]
+    cookies = request.cookies.getlist("p_cookie")
     return (*_values(client.COOKIE, cookies, _COOKIE_LIMIT), *_values(client.COOKIE_PEER, peers, _SHORT_LIMIT))
 
 

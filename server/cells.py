@@ -42,7 +42,7 @@ class CellDirectory:
 
     def __init__(self, root: Path) -> None:
         self._root = os.fspath(root)
-        self._memory: OrderedDict[str, tuple[str, _Version, Cell]] = OrderedDict()
+        self._memory: OrderedDict[str, tuple[str, _Version, Cell | Refused]] = OrderedDict()
 
     @staticmethod
     def require_name(name: str) -> None:
@@ -58,7 +58,7 @@ class CellDirectory:
         """
         known = self._memory.get(name)
         if known is not None and known[1] == _version(known[0]):
-            return known[2]
+            return _unless_refused(known[2])
         self.require_name(name)
         path = f"{self._root}/{name}/cell.toml"
         version = _version(path)
@@ -68,16 +68,23 @@ class CellDirectory:
             self._memory[name] = (path, version, cell)
         if len(self._memory) > _REMEMBERED_CELLS:
             self._memory.popitem(last=False)
-        return cell
+        return _unless_refused(cell)
 
-    def _read(self, name: str, path: str) -> Cell:
+    def _read(self, name: str, path: str) -> Cell | Refused:
+        """The cell, or why it can't be used: that is remembered too, or each call would read a damaged file again."""
         # A link would let one cell's name show another's files.
         if stat.S_ISLNK(os.lstat(f"{self._root}/{name}").st_mode):
             raise Refused(Refusal.CELL_NOT_FOUND)
         try:
             return _cell(name, _content(path))
         except (OSError, ValueError, RecursionError) as error:
-            raise _damaged(path, str(error)) from error
+            return _damaged(path, str(error))
+
+
+def _unless_refused(found: Cell | Refused) -> Cell:
+    if isinstance(found, Refused):
+        raise Refused(found.refusal, note=found.note)
+    return found
 
 
 def _content(path: str) -> dict[str, Any]:

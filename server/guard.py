@@ -161,7 +161,8 @@ def _require_time(context: Context) -> None:
 
 
 def _values(metadata: Any, name: str) -> tuple[str, ...]:
-    return tuple(value if isinstance(value, str) else "" for key, value in metadata if key == name)
+    # What is no text is there all the same: malformed, not absent.
+    return tuple(value if isinstance(value, str) else "?" for key, value in metadata if key == name)
 
 
 def _key(metadata: Any) -> str:

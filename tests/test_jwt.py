@@ -310,6 +310,11 @@ def test_keys_are_exchanged_while_the_server_runs(tmp_path: Path) -> None:
         eventually(lambda: not accepted(unit, old))
         assert verdict(unit, old) == INVALID
         assert verdict(unit, new) == "200"
+        # A set with none is a set: there are no keys any more.
+        issuer.jwks.write_text('{"keys": []}')
+        eventually(lambda: not accepted(unit, new))
+        issuer.write()
+        eventually(lambda: accepted(unit, new))
         # A file that is no good changes nothing, and is told once.
         issuer.jwks.write_text('{"keys": [')
         issuer.jwks.write_text('{"keys": [')
@@ -356,6 +361,7 @@ BAD_SETS: dict[str, Callable[[], object]] = {
     "a key of another algorithm": lambda: {"keys": [rsa_jwk(2048) | {"alg": "PS256"}]},
     "a short key": lambda: {"keys": [rsa_jwk(1024)]},
     "a huge key": lambda: {"keys": [rsa_jwk(2048) | {"n": b64(b"\xff" * 2048)}]},
+    "key_ops null": lambda: {"keys": [rsa_jwk(2048) | {"key_ops": None}]},
     "a huge exponent": lambda: {"keys": [rsa_jwk(2048, 2**256 + 1)]},
     "a damaged key": lambda: {"keys": [{"kty": "RSA", "n": "!", "e": "AQAB"}]},
     "a key without its number": lambda: {"keys": [{"kty": "RSA", "e": "AQAB"}]},

@@ -282,6 +282,11 @@ COOKIES: dict[str, tuple[Callable[[], str], str]] = {
     "cut by a block": (lambda: good()[:-64], COOKIE),
     "padded": (lambda: good() + "=", COOKIE),
     "much": (lambda: "A" * 8000, COOKIE),
+    "its token is longer than a Bearer token can be": (
+        lambda: cookie(visitor(ADMIN, *[f"{ADMIN}{'x' * 90}"] * 26)),
+        INVALID,
+    ),
+    "longer than 8 KiB": (lambda: cookie(visitor(ADMIN, *[f"{ADMIN}{'x' * 90}"] * 60)), COOKIE),
     "its token is changed": (lambda: cookie(resident()[:-1]), INVALID),
     "a byte that no cookie holds": (lambda: encrypt(f"{PEER}\tAR~\x01".encode(), today("#n#t1.#x#mpl#")), COOKIE),
 }
@@ -300,6 +305,8 @@ def test_a_cookie_needs_its_peer_once(unit: Unit) -> None:
     assert cookie_verdict(unit, good(), peers=(PEER[:-1],)) == COOKIE
     assert cookie_verdict(unit, good(), peers=("a" * 1000,)) == COOKIE
     assert cookie_verdict(unit, good(), good()) == COOKIE
+    assert cookie_verdict(unit, good(), "A" * 8200) == COOKIE
+    assert cookie_verdict(unit, cookie(resident(), peer="p" * 1500), peers=("p" * 1500,)) == COOKIE
     assert cookie_verdict(unit) == COOKIE
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from server.auth import rights
 from server.auth.cookie import Cookies
-from server.auth.credentials import Credentials, PresentedCookie, presented
+from server.auth.credentials import Credentials, PresentedCookie, checked_token, presented
 from server.auth.rights import Accepted, Privilege
 from server.errors import Refusal, Refused
 from server.model import Caller, Cell
@@ -109,7 +109,7 @@ class Judge:
         if isinstance(token, PresentedCookie):
             if self._cookies is None:
                 raise Refused(Refusal.COOKIE_REJECTED, note="cookies need the unit's secret, and there is none")
-            token = self._cookies.token(token, cell)
+            token = checked_token(self._cookies.token(token, cell))
         for kind in self._kinds:
             accepted = kind.accept(token, credentials, cell, now)
             if accepted is not None:

@@ -9,6 +9,8 @@ from server.errors import Refusal, Refused
 
 # A longer value is malformed, whatever it holds.
 _LIMIT = 4096
+_COOKIE_LIMIT = 8192
+_PEER_LIMIT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +59,18 @@ def presented(credentials: Credentials) -> str | PresentedCookie:
         return _cookie(credentials)
     if value[:6].lower() == "bearer":
         scheme, blank, token = value.partition(" ")
-        if len(value) <= _LIMIT and len(scheme) == 6 and blank and is_token(token):
-            return token
-        raise Refused(Refusal.TOKEN_INVALID, note="not Bearer, one blank, and a token of at most 4 KiB")
+        return checked_token(token if len(scheme) == 6 and blank else "")
     if value[:5].lower() == "basic":
         raise Refused(Refusal.CREDENTIALS_MISSING if _is_basic(value) else Refusal.BASIC_MALFORMED)
     raise Refused(Refusal.SCHEME_UNKNOWN)
 
 
-def is_token(text: str) -> bool:
-    return bool(text) and text.isascii() and text.isprintable() and " " not in text
+def checked_token(text: str) -> str:
+    """The text, if it can be a token, however it came. Raises `Refused` with TOKEN_INVALID."""
+    fits = 0 < len(text) <= _LIMIT - len("Bearer ")
+    if fits and text.isascii() and text.isprintable() and " " not in text:
+        return text
+    raise Refused(Refusal.TOKEN_INVALID, note="not Bearer, one blank, and a token of at most 4 KiB with it")
 
 
 def _cookie(credentials: Credentials) -> PresentedCookie:
@@ -74,7 +78,10 @@ def _cookie(credentials: Credentials) -> PresentedCookie:
         raise Refused(Refusal.CREDENTIALS_MISSING)
     if len(credentials.peers) > 1 or len(credentials.cookies) != 1:
         raise Refused(Refusal.COOKIE_REJECTED, note="not one cookie and one peer")
-    return PresentedCookie(credentials.cookies[0], credentials.peers[0])
+    cookie, peer = credentials.cookies[0], credentials.peers[0]
+    if len(cookie) > _COOKIE_LIMIT or len(peer) > _PEER_LIMIT:
+        raise Refused(Refusal.COOKIE_REJECTED, note="the cookie is longer than 8 KiB, or its peer than 1 KiB")
+    return PresentedCookie(cookie, peer)
 
 
 def _is_basic(value: str) -> bool:

@@ -68,6 +68,8 @@ class Issuer:
         self._file = file
         self._stamp = _stamp(file)
         self._keys = _read(file, self.algorithms)
+        if not self._keys:
+            raise KeyFileError(f"{file} has no key for {' or '.join(algorithms)}.")
 
     def key(self, algorithm: str, kid: str | None) -> PyJWK | None:
         """The key of that name; without a name, the only one there is. None if there is none, or it isn't clear."""
@@ -83,7 +85,7 @@ class Issuer:
     def refresh(self) -> bool:
         """Read the keys again if their file has changed, and tell whether they are others now.
 
-        A file that is no good leaves the keys as they were.
+        A file that is no good leaves the keys as they were; a good one may hold none.
         """
         stamp = _stamp(self._file)
         if stamp == self._stamp:
@@ -162,8 +164,6 @@ def _read(file: Path, algorithms: Sequence[str]) -> list[Key]:
     if not isinstance(jwks, list) or not all(isinstance(jwk, dict) for jwk in jwks):
         raise KeyFileError(f"{file} is no JWK set: an object with a list of keys.")
     found = [key for jwk in jwks for key in _keys(file, jwk, algorithms)]
-    if not found:
-        raise KeyFileError(f"{file} has no key for {' or '.join(algorithms)}.")
     names = [(key.kid, key.jwk.algorithm_name) for key in found]
     if len(set(names)) != len(names):
         raise KeyFileError(f"{file} has two keys of one kid, or several without.")
@@ -172,7 +172,10 @@ def _read(file: Path, algorithms: Sequence[str]) -> list[Key]:
 
 def _keys(file: Path, jwk: dict[str, Any], algorithms: Sequence[str]) -> list[Key]:
     """A key, for each algorithm that it may verify. Keys for other uses are none of ours."""
-    uses = jwk.get("use", "sig") == "sig" and "verify" in jwk.get("key_ops", ["verify"])
+    operations = jwk.get("key_ops", ["verify"])
+    if not isinstance(operations, list):
+        raise KeyFileError(f"{file}: key_ops must be a list.")
+    uses = jwk.get("use", "sig") == "sig" and "verify" in operations
     fitting = [name for name in algorithms if _KEY_TYPES[name[:2]] == jwk.get("kty") and jwk.get("alg", name) == name]
     # A curve goes with one of the algorithms only.
     fitting = [name for name in fitting if name[:2] != "ES" or _CURVES[name] == jwk.get("crv")]

@@ -149,8 +149,8 @@ class Heartbeat:
 
 
 def is_transient(error: grpc.RpcError, token: SecretSource) -> bool:
-    """Whether the same call may be answered yet. A token that has ended may be followed by another in its file."""
-    return error.code() in _TRANSIENT or (token.renewable and reason(error) == "TOKEN_EXPIRED")
+    """Whether the same call may be answered yet. A token that is refused may be followed by another in its file."""
+    return error.code() in _TRANSIENT or (token.renewable and error.code() is grpc.StatusCode.UNAUTHENTICATED)
 
 
 def reason(error: grpc.RpcError) -> str:

@@ -66,6 +66,8 @@ class Runner:
         self._cancel: Callable[[], object] = bool
         self._away_since: float | None = None
         self._said_away = False
+        # Whether the server has taken our token, ever.
+        self._was_taken = False
 
     def stop(self) -> None:
         """End soon, from any thread: an export that is being written is interrupted."""
@@ -204,7 +206,7 @@ class Runner:
 
     def _say_away(self, error: grpc.RpcError) -> None:
         """Log, once, that the server gives no work: not at once, as it may be just starting."""
-        if error.code() in _REFUSALS and not is_transient(error, self._token):
+        if error.code() in _REFUSALS and not self._may_be_renewed(error):
             raise RefusedError
         now = time.monotonic()
         self._away_since = self._away_since or now
@@ -212,10 +214,15 @@ class Runner:
             _log.warning("the server gives no work: trying again", extra={"reason": reason(error)})
             self._said_away = True
 
+    def _may_be_renewed(self, error: grpc.RpcError) -> bool:
+        """Whether another token may follow in the file. One that never was any good is a mistake, and no wait helps."""
+        was_good = self._was_taken or reason(error) == "TOKEN_EXPIRED"
+        return was_good and is_transient(error, self._token)
+
     def _say_back(self) -> None:
         if self._said_away:
             _log.info("the server answers again")
-        self._away_since, self._said_away = None, False
+        self._away_since, self._said_away, self._was_taken = None, False, True
 
 
 def _result(why: Outcome.Reason.ValueType) -> Outcome.Result.ValueType:
