@@ -114,6 +114,8 @@ def explain_token(cell: str, cookie: bool) -> None:
     settings = Settings.read(os.environ)
     judge = build_judge(settings.tokens, settings.urls, now_ms)
     given = _input("Cookie" if cookie else "Token")
+    if not given:
+        raise click.UsageError("the first line of standard input must be the token, without Bearer before it.")
     try:
         place = CellDirectory(settings.unit_dir / "cells").find(cell)
     except Refused as refused:

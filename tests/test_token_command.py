@@ -153,7 +153,8 @@ def run_jwt(variables: Mapping[str, str], issuer: Path, *more: str) -> str:
         (["mint", "jwt", "--cell", "demo", "--older"], "--older"),
         (["mint", "jwt", "--cell", "demo", "--issuer", "https://x.example/"], "--issuer"),
         (["mint", "jwt", "--cell", "demo", "--key", "Makefile"], "--key"),
-        (["explain", "--cell", "nothing"], "--cell"),
+        (["explain", "--cell", "nothing"], "standard input"),
+        (["explain", "--cell", "demo"], "standard input"),
     ],
 )
 def test_a_mistake_is_told_and_ends_with_2(unit: Unit, issuer: Path, arguments: list[str], why: str) -> None:

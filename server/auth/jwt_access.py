@@ -100,7 +100,7 @@ class JwtAccessTokens:
         audiences = [audiences] if isinstance(audiences, str) else audiences
         meant = {self._urls.unit} if cell is None else {self._urls.unit, self._urls.cell(cell.name)}
         if not isinstance(audiences, list) or not meant.intersection(filter(_is_text, audiences)):
-            raise _invalid("aud names neither the cell nor the unit")
+            raise _invalid("aud must be the unit's URL" if cell is None else "aud names neither the cell nor the unit")
         if any(not _is_number(claims[name]) for name in ("nbf", "iat") if name in claims):
             raise _invalid("nbf or iat is no number")
         if now < (claims.get("nbf", 0) - _LEEWAY_SECONDS) * 1000:

@@ -52,9 +52,9 @@ def require(needed: Privilege, accepted: Accepted, cell: Cell | None) -> None:
         Refused: CREDENTIALS_MISSING (the account is gone), PRIVILEGE_LACKING, SCOPE_INSUFFICIENT (in this order)
     """
     if needed not in _privileges(needed, accepted, cell):
-        raise Refused(Refusal.PRIVILEGE_LACKING)
+        raise Refused(Refusal.PRIVILEGE_LACKING, note=f"no role of the bearer's, nor the token itself, gives {needed}")
     if accepted.scope is not None and needed not in accepted.scope:
-        raise Refused(Refusal.SCOPE_INSUFFICIENT, privilege=needed)
+        raise Refused(Refusal.SCOPE_INSUFFICIENT, note=f"the token's scope lacks {needed}", privilege=needed)
 
 
 def _privileges(needed: Privilege, accepted: Accepted, cell: Cell | None) -> Collection[str]:
