@@ -26,6 +26,8 @@ from server.model import Cell
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
 _OWNER_LIMIT = 2048
 _FILE_LIMIT = 1024 * 1024
+# The parser takes time and memory by the square of the dots in a key.
+_MOST_DOTS = 1000
 _REMEMBERED_CELLS = 20_000
 # Two changes within one tick of the file system's clock look like one: a file that fresh is read every time.
 _FRESH_NS = 200_000_000
@@ -72,11 +74,14 @@ class CellDirectory:
 
     def _read(self, name: str, path: str) -> Cell | Refused:
         """The cell, or why it can't be used: that is remembered too, or each call would read a damaged file again."""
-        # A link would let one cell's name show another's files.
-        if stat.S_ISLNK(os.lstat(f"{self._root}/{name}").st_mode):
-            raise Refused(Refusal.CELL_NOT_FOUND)
         try:
+            # A link would let one cell's name show another's files.
+            if stat.S_ISLNK(os.lstat(f"{self._root}/{name}").st_mode):
+                raise Refused(Refusal.CELL_NOT_FOUND)
             return _cell(name, _content(path))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            # It was there a moment ago.
+            raise Refused(Refusal.CELL_NOT_FOUND) from error
         except (OSError, ValueError, RecursionError) as error:
             return _damaged(path, str(error))
 
@@ -92,6 +97,8 @@ def _content(path: str) -> dict[str, Any]:
         data = file.read(_FILE_LIMIT + 1)
     if len(data) > _FILE_LIMIT:
         raise ValueError(f"it is longer than {_FILE_LIMIT} bytes")
+    if any(line.count(b".") > _MOST_DOTS for line in data.splitlines()):
+        raise ValueError(f"it has a line with more than {_MOST_DOTS} dots")
     return tomllib.loads(data.decode())
 
 

@@ -5,7 +5,7 @@ import hashlib
 import re
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from server import steps
 from server.errors import Refusal, Refused
@@ -23,7 +23,7 @@ class Claim:
 
     cell: str
     export: Export
-    token: str
+    token: str = field(repr=False)
     holder: str
 
     @property

@@ -6,6 +6,7 @@ that names no privilege, or is named by none, keeps the server from starting.
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -44,11 +45,15 @@ Method = Callable[[Any, Call], Awaitable[Message]]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A method, the privilege that it needs, and how long it may take at the most, whatever the caller allows."""
+    """A method, the privilege that it needs, and how long it may take at the most, whatever the caller allows.
+
+    A long one ends with its caller's token. A short one doesn't: what it has done must not be told as refused.
+    """
 
     privilege: Privilege
     method: Method
     most_seconds: float = 10.0
+    ends_with_token: bool = False
 
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -109,8 +114,8 @@ class Guard:
         return guarded
 
     async def _within_time(self, rule: Rule, request: Any, call: Call) -> Message:
-        """What the method answers: within the time that it may take, and no later than its caller's token ends."""
-        remaining = self._judge.remaining_seconds(call.identity)
+        """What the method answers, within the time that it may take."""
+        remaining = self._judge.remaining_seconds(call.identity) if rule.ends_with_token else math.inf
         try:
             async with asyncio.timeout(min(rule.most_seconds, remaining)):
                 return await rule.method(request, call)

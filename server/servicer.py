@@ -68,7 +68,7 @@ class ExporterService:
     @property
     def rules(self) -> Mapping[str, Rule]:
         return {
-            "ClaimExport": Rule(Privilege.EXPORT_REPORT, self._claim, most_seconds=_LONGEST_WAIT_SECONDS + 10),
+            "ClaimExport": Rule(Privilege.EXPORT_REPORT, self._claim, _LONGEST_WAIT_SECONDS + 10, ends_with_token=True),
             "ReportProgress": Rule(Privilege.EXPORT_REPORT, self._report),
             "FinishExport": Rule(Privilege.EXPORT_REPORT, self._finish),
         }

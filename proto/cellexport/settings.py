@@ -215,9 +215,10 @@ class Environment:
             with file.open("rb") as opened:
                 value = opened.read(_SECRET_LIMIT + 2).rstrip(b"\r\n").decode("utf-8", "surrogateescape")
         except OSError as error:
-            raise SettingError(f"{name}: {file} can't be read ({type(error).__name__}).") from error
+            # Not the file's name: it may be the secret, where somebody took one variable for the other.
+            raise SettingError(f"{name}: the file can't be read ({type(error).__name__}).") from error
         if not value:
-            raise SettingError(f"{name}: {file} is empty.")
+            raise SettingError(f"{name}: the file is empty.")
         return value
 
 

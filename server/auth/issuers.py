@@ -108,7 +108,7 @@ def read_issuers(path: Path) -> dict[str, Issuer]:
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingError(f"{SETTING}: {path} can't be read: {error}.") from error
     tables = content.get("issuer")
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or len(content) != 1:
@@ -155,9 +155,14 @@ def _stamp(file: Path) -> tuple[int, ...]:
 
 
 def _read(file: Path, algorithms: Sequence[str]) -> list[Key]:
+    if not file.is_file():
+        raise KeyFileError(f"{file} can't be read: it is no file.")
     try:
         with file.open("rb") as opened:
-            content = json.loads(opened.read(_FILE_LIMIT))
+            data = opened.read(_FILE_LIMIT + 1)
+        if len(data) > _FILE_LIMIT:
+            raise KeyFileError(f"{file} is longer than {_FILE_LIMIT} bytes.")
+        content = json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
         raise KeyFileError(f"{file} can't be read as JSON ({type(error).__name__}).") from error
     jwks = content.get("keys") if isinstance(content, dict) else None
