@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/cellexport/v1/*.proto)
 SERVICES := proto/cellexport/v1/cell_export.proto proto/cellexport/v1/exporter.proto
 
-.PHONY: help run test check lint bench format proto proto-check lock clean
+.PHONY: help run test test-faults check lint bench format proto proto-check lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,8 +19,11 @@ help: ## print this list
 run: $(VENV)/.run ## start server, exporter and gateway on a demo unit, and print what to paste
 	@$(BIN)/python -m server.demo
 
-test: $(VENV)/.dev ## run every test
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## run every test, but for the faults that take long
+	$(BIN)/python -m pytest -m "not long"
+
+test-faults: $(VENV)/.dev ## run the faults that take long
+	$(BIN)/python -m pytest -m long
 
 check: lint test ## everything that must hold before a change lands
 

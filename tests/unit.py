@@ -106,6 +106,7 @@ class Answer:
 class Program:
     """A running program, and what it has logged."""
 
+    module: str
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -194,7 +195,7 @@ class Unit:
             process = subprocess.Popen(
                 [*before, sys.executable, "-m", module], env=self.variables(**more), stdout=file, stderr=file
             )
-        program = Program(process, log)
+        program = Program(module, process, log)
         self.programs.append(program)
         return program
 

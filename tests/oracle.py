@@ -1,0 +1,250 @@
+"""The oracle: what must hold after every fault, whatever it was. It watches while the fault happens, and judges after.
+
+I1  a snapshot under its name is complete
+I2  a cell has one live export at the most
+I3  within one export progress never falls, and a cell's revision only rises
+I4  an export whose exporter is dead ends within the lease and a second
+I5  an export that was called over stays over, and was called over by an outcome of its own
+I6  no part is left once an exporter has started again, and nobody else's files were touched
+I7  no secret is in a log, the database, a note, or on a command line
+I8  threads, file descriptors and memory are as they were
+I9  a call that was refused has changed nothing (`unchanged`)
+"""
+
+import functools
+import hashlib
+import itertools
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+import snapshots
+from unit import TOKEN, Program, Unit, eventually
+
+from cellexport import client
+from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest
+from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+
+_AWAY = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
+_POLL_SECONDS = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An answer: when it was asked for and when it came, on the monotonic clock."""
+
+    asked: float
+    came: float
+    status: CellExport
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """What a program uses."""
+
+    threads: int
+    files: int
+    memory: int
+
+
+class Oracle:
+    """Open it around a fault. Leaving the context without an error judges I1 to I8.
+
+    Args:
+        unit: with the programs that are to be watched already running.
+        cells: whose status is asked for all the while.
+        ports: of the servers to ask; the unit's own if left out.
+        exporter: whether an exporter is started at the end, to sweep what the dead have left.
+    """
+
+    def __init__(
+        self, unit: Unit, *, cells: Sequence[str] = ("demo",), ports: Sequence[int] = (), exporter: bool = True
+    ) -> None:
+        self._unit = unit
+        self._cells = cells
+        self._ports = ports or (unit.grpc_port,)
+        self._exporter = exporter
+        self._over = threading.Event()
+        # Of each server and cell.
+        self.history: dict[tuple[int, str], list[Seen]] = {}
+        self._threads: list[threading.Thread] = []
+        self._files: dict[str, str] = {}
+        self._uses: dict[int, _Use] = {}
+        self._errors: list[grpc.RpcError] = []
+
+    def __enter__(self) -> Self:
+        self._files = self._bystanders()
+        self._uses = {program.process.pid: use(program) for program in self._living()}
+        for port in self._ports:
+            for cell in self._cells:
+                self.history[port, cell] = []
+                thread = threading.Thread(target=self._watch, args=(port, cell), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(10)
+        if kind is None:
+            self.judge()
+
+    def judge(self) -> None:
+        """Judge I1 to I8 now."""
+        assert not self._errors, self._errors
+        for key, answers in self.history.items():
+            _judge_history(key, answers)
+        self._judge_end_of_the_dead()
+        self._judge_area()
+        self._judge_secrets()
+        self._judge_use()
+
+    def _watch(self, port: int, cell: str) -> None:
+        with client.channel(f"127.0.0.1:{port}") as channel:
+            stub = CellExportServiceStub(channel)
+            while not self._over.wait(_POLL_SECONDS):
+                asked = time.monotonic()
+                try:
+                    answer = stub.GetCellExport(
+                        GetCellExportRequest(cell=cell), metadata=client.bearer(TOKEN), timeout=3
+                    )
+                except grpc.RpcError as error:
+                    if error.code() not in _AWAY:
+                        self._errors.append(error)
+                    continue
+                self.history[port, cell].append(Seen(asked, time.monotonic(), answer.cell_export))
+
+    def _living(self) -> list[Program]:
+        return [program for program in self._unit.programs if program.process.poll() is None]
+
+    def _judge_end_of_the_dead(self) -> None:
+        """I4, where no exporter is alive: what was claimed ends; what is queued may wait."""
+        if any(program.module == "server.exporter" for program in self._living()):
+            return
+        if not any(program.module == "server" for program in self._living()):
+            return
+        for cell in self._cells:
+            eventually(functools.partial(self._is_free, cell), within=self._unit.lease_seconds + 1.5)
+
+    def _is_free(self, cell: str) -> bool:
+        parts = list((self._unit.snapshots / cell).glob("*.part"))
+        return not parts or self._unit.get(cell).state == CellExport.STATE_READY
+
+    def _judge_area(self) -> None:
+        if self._exporter and any(program.module == "server" for program in self._living()):
+            self._unit.start_exporter()
+        root = self._unit.snapshots
+        if not root.is_dir():
+            return
+        for path in root.glob("*/*.zip"):
+            if path.is_file() and not path.is_symlink() and path.stat().st_size > 100:
+                snapshots.read(path)
+        for directory in root.iterdir():
+            if directory.is_dir():
+                parts = list(directory.glob("*.part"))
+                assert len(parts) <= 1, parts
+        assert self._files == {path: digest for path, digest in self._bystanders().items() if path in self._files}
+
+    def _bystanders(self) -> dict[str, str]:
+        """The files of all cells and snapshots that are not being watched."""
+        found = {}
+        for part in ("cells", "snapshots"):
+            for path in (self._unit.directory / part).glob("*/**/*"):
+                cell = path.relative_to(self._unit.directory / part).parts[0]
+                if cell not in self._cells and path.is_file() and path.stat().st_size < 10 * 1024 * 1024:
+                    found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return found
+
+    def _judge_secrets(self) -> None:
+        secret = TOKEN.encode()
+        places = [program.log for program in self._unit.programs]
+        places += [path for path in self._unit.directory.glob("*.db*") if path.is_file()]
+        places += list(self._unit.directory.glob("log/*")) + list(self._unit.snapshots.glob("*/*.error"))
+        assert not [str(path) for path in places if secret in path.read_bytes()]
+        for program in self._living():
+            assert secret not in Path(f"/proc/{program.process.pid}/cmdline").read_bytes()
+
+    def _judge_use(self) -> None:
+        for program in self._living():
+            before = self._uses.get(program.process.pid)
+            if before is not None:
+                eventually(functools.partial(_is_back, before, program), within=20)
+
+
+@contextmanager
+def unchanged(unit: Unit, cell: str = "demo") -> Iterator[None]:
+    """I9: whatever is refused in this context must leave the cell's status as it was, to the last field."""
+    before = unit.get(cell)
+    yield
+    assert unit.get(cell) == before
+
+
+def use(program: Program) -> _Use:
+    """What a program and its children use now."""
+    pids = [program.process.pid, *_children(program.process.pid)]
+    total = _Use(0, 0, 0)
+    for pid in pids:
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+            files = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
+        except OSError:
+            continue
+        numbers = dict(re.findall(r"^(Threads|VmRSS):\s+(\d+)", status, re.MULTILINE))
+        memory = int(numbers.get("VmRSS", 0)) * 1024
+        total = _Use(total.threads + int(numbers["Threads"]), total.files + files, total.memory + memory)
+    return total
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _is_back(before: _Use, program: Program) -> bool:
+    """Within 10 %, and what is so small that a tenth of it is nothing."""
+    now = use(program)
+    return (
+        now.threads <= before.threads * 1.1 + 4
+        and now.files <= before.files * 1.1 + 6
+        and now.memory <= before.memory * 1.1 + 16 * 1024 * 1024
+    )
+
+
+def _judge_history(key: tuple[int, str], answers: Sequence[Seen]) -> None:
+    """I3 and I5: what one client was told, one answer after the other."""
+    over: set[tuple[str, int]] = set()
+    for earlier, later in itertools.pairwise(answers):
+        before, after = earlier.status, later.status
+        assert after.revision >= before.revision, (key, before, after)
+        if after.revision == before.revision:
+            assert after == before, (key, before, after)
+        assert after.exportation.progress_percent <= 99
+        if before.HasField("exportation"):
+            if _id(after) == _id(before):
+                assert after.exportation.progress_percent >= before.exportation.progress_percent, (key, before, after)
+            else:
+                over.add(_id(before))
+            if not after.HasField("exportation"):
+                assert after.HasField("last_outcome"), (key, before, after)
+        assert not after.HasField("exportation") or _id(after) not in over, (key, before, after)
+
+
+def _id(status: CellExport) -> tuple[str, int]:
+    return status.exportation.name, status.exportation.start_time.ToNanoseconds()
