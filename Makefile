@@ -8,7 +8,7 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
-PROTOS := $(wildcard proto/cellexport/v1/*.proto)
+PROTOS := $(wildcard proto/cellexport/v1/*.proto proto/cellexport/store/v1/*.proto)
 SERVICES := proto/cellexport/v1/cell_export.proto proto/cellexport/v1/exporter.proto
 
 .PHONY: help run test test-faults check lint bench format proto proto-check lock clean
@@ -48,8 +48,8 @@ proto: $(VENV)/.dev ## make the committed stubs anew
 
 proto-check: $(VENV)/.dev
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call stubs,"$$fresh") && \
-	for stub in "$$fresh"/cellexport/v1/*; do \
-		cmp -s "$$stub" "proto/cellexport/v1/$${stub##*/}" || \
+	for stub in $$(cd "$$fresh" && find . -type f); do \
+		cmp -s "$$fresh/$$stub" "proto/$$stub" || \
 		{ echo "$${stub##*/} does not agree with the contract: run 'make proto' and commit it." >&2; exit 1; }; \
 	done
 

@@ -75,6 +75,7 @@ _BY_REASON = {
     "ALREADY_EXPORTING": Problem(
         "PR409-CM-0002", "Because [cell export] is being executed, writing to cell can not be done."
     ),
+    "QUEUE_FULL": TOO_MANY,
     "NO_SPACE": Problem("PR503-SV-0005", "Operation is prohibited as one or more disks are almost full."),
     "STORE_UNAVAILABLE": Problem("PR503-SV-0003", "Server error. (Lock Manager) Data lock state unknown.", retry=True),
     "SERVER_SHUTDOWN": SERVER_AWAY,

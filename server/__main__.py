@@ -12,7 +12,7 @@ from cellexport import logs
 from cellexport.settings import Environment, SettingError
 from server.auth.mint import MintError
 from server.config import Settings
-from server.stores.sqlite_file import StoreError
+from server.stores import StoreError
 from server.token_command import token
 from server.wiring import ListenError, serving
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 
 from server import steps
 from server.errors import Refusal, Refused
-from server.model import Export, LeaseProof
+from server.model import Export, LeaseProof, Trust
 from server.records import Records
+from server.stores import QUEUE
 
 _REQUEST_ID = re.compile(r"[a-zA-Z0-9_-]{16,64}", re.ASCII)
-# How often a waiting claim looks by itself, for an export that another server accepted.
+# How often a waiting claim looks by itself, though the store tells it of exports that wait.
 _POLL_SECONDS = 1.0
 
 
@@ -28,12 +29,13 @@ class Claim:
 
     @property
     def proof(self) -> LeaseProof:
-        return prove(self.export.export_id, self.export.epoch, self.token, self.holder)
+        token_hash = hash_token(self.token, self.holder)
+        return LeaseProof(export_id=self.export.export_id, epoch=self.export.epoch, token_hash=token_hash)
 
 
-def prove(export_id: str, epoch: int, token: str, holder: str) -> LeaseProof:
-    """What to compare with the record: it holds neither the token nor its holder, but a hash of both."""
-    return LeaseProof(export_id=export_id, epoch=epoch, token_hash=_hash(holder, token))
+def hash_token(token: str, holder: str) -> str:
+    """What to compare with the record, which holds neither the token of a lease nor its holder, but a hash of both."""
+    return _hash(holder, token)
 
 
 def _hash(holder: str, text: str) -> str:
@@ -53,18 +55,15 @@ class Claims:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._queued = asyncio.Event()
+        self._waiting: set[asyncio.Event] = set()
         self._closing = False
         self._undoing: set[asyncio.Task[None]] = set()
-
-    def wake(self) -> None:
-        """Let waiting exporters look: an export was accepted."""
-        self._queued.set()
 
     def close(self) -> None:
         """Send waiting exporters away."""
         self._closing = True
-        self._queued.set()
+        for queued in self._waiting:
+            queued.set()
 
     async def claim(self, request_id: str, wait_seconds: float, holder: str) -> Claim | None:
         """Give the oldest queued export to the caller, or None if there is none within the wait.
@@ -77,10 +76,18 @@ class Claims:
         """
         if not _REQUEST_ID.fullmatch(request_id):
             raise Refused(Refusal.CLAIM_INVALID)
-        deadline = time.monotonic() + wait_seconds
         request = _Request(_hash(holder, request_id), holder)
+        with self._records.changes(QUEUE) as queued:
+            self._waiting.add(queued)
+            try:
+                return await self._claim_when_queued(request, wait_seconds, queued)
+            finally:
+                self._waiting.discard(queued)
+
+    async def _claim_when_queued(self, request: _Request, wait_seconds: float, queued: asyncio.Event) -> Claim | None:
+        deadline = time.monotonic() + wait_seconds
         while True:
-            self._queued.clear()
+            queued.clear()
             claim = await self._claim_unless_cancelled(request)
             remaining = deadline - time.monotonic()
             if claim is not None or remaining <= 0:
@@ -89,7 +96,7 @@ class Claims:
                 raise Refused(Refusal.SERVER_SHUTDOWN)
             try:
                 async with asyncio.timeout(min(remaining, _POLL_SECONDS)):
-                    await self._queued.wait()
+                    await queued.wait()
             except TimeoutError:
                 continue
 
@@ -109,7 +116,6 @@ class Claims:
             claim = await claiming
             if claim is not None:
                 await self._records.step(claim.cell, lambda record: steps.release(record, claim.proof))
-                self.wake()
         except Refused:
             # The store is away: the lease will run out instead.
             return
@@ -118,7 +124,7 @@ class Claims:
         token = secrets.token_urlsafe(16)
         for record in await self._records.underway():
             export = record.export
-            if export is None:
+            if export is None or record.trust is Trust.DOUBTFUL:
                 continue
             token_hash = _hash(request.holder, token)
             following = steps.claim(record, export.export_id, request.id, token_hash)

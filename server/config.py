@@ -4,22 +4,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellexport.settings import Address, Environment, Secret, SettingError, refuse_open_plaintext
+from cellexport.settings import (
+    Address,
+    Environment,
+    Secret,
+    SettingError,
+    plaintext_allowed,
+    refuse_open_plaintext,
+)
 from cellexport.urls import UnitUrls
 from server.auth.issuers import SETTING, Issuer, read_issuers
+from server.stores.redis_client import SCHEMES, RedisPlace
 
 _AES_KEYS = (16, 24, 32)
+_STORE = "CELLEXPORT_STORE"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     urls: UnitUrls
     unit_dir: Path
-    store: Path
+    store: Path | RedisPlace
     listen: Address
     tokens: "TokenSettings"
     lease_seconds: float
     queue_seconds: float
+    queue_limit: int
     # None if it is off.
     event_log: Path | None
 
@@ -40,6 +50,7 @@ class Settings:
             tokens=TokenSettings.read(environment),
             lease_seconds=environment.seconds("CELLEXPORT_LEASE_SECONDS", 15, minimum=1, maximum=3600),
             queue_seconds=environment.seconds("CELLEXPORT_QUEUE_SECONDS", 3600, minimum=1, maximum=7 * 86400),
+            queue_limit=int(environment.number("CELLEXPORT_QUEUE_LIMIT", 1000, minimum=1, maximum=100_000)),
             event_log=_event_log(environment, unit_dir),
         )
 
@@ -72,12 +83,25 @@ def _event_log(environment: Environment, unit_dir: Path) -> Path | None:
     return None if value.lower() == "off" else Path(value).absolute()
 
 
-def _store(environment: Environment, unit_dir: Path) -> Path:
-    url = environment.text("CELLEXPORT_STORE", f"sqlite:///{unit_dir / 'export.db'}")
-    scheme, separator, path = url.partition(":///")
-    if scheme != "sqlite" or not separator or not path:
-        raise SettingError("CELLEXPORT_STORE: must be sqlite:///file (sqlite:////file from the root).")
-    file = Path(path).absolute()
+def _store(environment: Environment, unit_dir: Path) -> Path | RedisPlace:
+    """Where the store is. Its URL may hold a password, so it is never shown, and may be in a file."""
+    name, url = environment.secret_text(_STORE)
+    scheme, separator, path = (url or f"sqlite:///{unit_dir / 'export.db'}").partition("://")
+    if scheme in SCHEMES:
+        return _redis(environment, name, url)
+    if scheme != "sqlite" or not separator or not path.removeprefix("/"):
+        raise SettingError(f"{name}: must be sqlite:///file (sqlite:////file from the root), or redis://host:6379/0.")
+    file = Path(path.removeprefix("/")).absolute()
     if not file.parent.is_dir():
-        raise SettingError(f"CELLEXPORT_STORE: {file.parent} is not a directory. Make it, or name another file.")
+        raise SettingError(f"{name}: {file.parent} is not a directory. Make it, or name another file.")
     return file
+
+
+def _redis(environment: Environment, name: str, url: str) -> RedisPlace:
+    place = RedisPlace.parse(name, url)
+    if place.tls is None and not (place.is_local or plaintext_allowed(environment)):
+        raise SettingError(
+            f"{name}: {place} is another machine, and what is said to it would be plaintext. "
+            "Use rediss://, or set CELLEXPORT_PLAINTEXT=allow if the network itself protects it."
+        )
+    return place

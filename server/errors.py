@@ -67,6 +67,8 @@ class Refusal(Enum):
         "PR503-SV-0005",
         "Operation is prohibited as one or more disks are almost full.",
     )
+    NOT_EXPORTING = Row(grpc.StatusCode.FAILED_PRECONDITION, "PR409-CX-0002", "The cell is not being exported.")
+    QUEUE_FULL = Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "PR503-SV-0001", "Too many concurrent requests.", True)
     EXPORT_NOT_FOUND = Row(grpc.StatusCode.NOT_FOUND, "PR404-CX-0001", "The cell has no such export.")
     LEASE_NOT_HELD = Row(grpc.StatusCode.PERMISSION_DENIED, "PR403-CX-0001", "The lease is another exporter's.")
     LEASE_LOST = Row(grpc.StatusCode.ABORTED, "PR409-CX-0001", "The lease is lost.")

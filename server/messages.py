@@ -3,7 +3,7 @@
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from cellexport.v1 import cell_export_pb2, exporter_pb2
-from server.claims import Claim, prove
+from server.claims import Claim, hash_token
 from server.model import Cell, CellRecord, Export, LeaseProof, Outcome, Progress, Reason, Result
 
 _RESULTS = {
@@ -24,7 +24,7 @@ def cell_export(record: CellRecord) -> cell_export_pb2.CellExport:
         exportation=None if export is None else _exportation(export),
         last_outcome=None if outcome is None else _outcome(outcome),
         revision=record.revision,
-        update_time=_timestamp(record.updated_at) if record.revision else None,
+        update_time=_timestamp(record.updated_at) if record.updated_at else None,
     )
 
 
@@ -32,7 +32,14 @@ def claimed_export(claim: Claim, cell: Cell, *, unit_url: str, lease_seconds: fl
     export = claim.export
     return exporter_pb2.ClaimedExport(
         cell=claim.cell,
-        lease=exporter_pb2.Lease(export_id=export.export_id, epoch=export.epoch, token=claim.token),
+        lease=exporter_pb2.Lease(
+            export_id=export.export_id,
+            epoch=export.epoch,
+            token=claim.token,
+            name=export.name,
+            start_time=_timestamp(export.accepted_at),
+            request_key=export.request_key,
+        ),
         lease_duration=_duration(lease_seconds),
         name=export.name,
         start_time=_timestamp(export.accepted_at),
@@ -43,7 +50,14 @@ def claimed_export(claim: Claim, cell: Cell, *, unit_url: str, lease_seconds: fl
 
 
 def proof(lease: exporter_pb2.Lease, holder: str) -> LeaseProof:
-    return prove(lease.export_id, lease.epoch, lease.token, holder)
+    return LeaseProof(
+        export_id=lease.export_id,
+        epoch=lease.epoch,
+        token_hash=hash_token(lease.token, holder),
+        name=lease.name,
+        request_key=lease.request_key,
+        accepted_at=lease.start_time.seconds * 1000 + lease.start_time.nanos // 1_000_000,
+    )
 
 
 def progress(message: exporter_pb2.Progress) -> Progress:
@@ -80,6 +94,8 @@ def _exportation(export: Export) -> cell_export_pb2.Exportation:
         entries_total=export.progress.entries_total,
         bytes_done=export.progress.bytes_done,
         bytes_total=export.progress.bytes_total,
+        stalled=export.stalled,
+        cancel_requested=export.cancelled,
     )
 
 

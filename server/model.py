@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 
 
 class Phase(StrEnum):
@@ -34,13 +34,26 @@ class Reason(StrEnum):
     LEASE_EXPIRED = "lease_expired"
     SHUTDOWN = "shutdown"
     QUEUE_TIMEOUT = "queue_timeout"
+    CANCELLED = "cancelled"
 
     @property
     def result(self) -> Result:
         return Result.INTERRUPTED if self in _INTERRUPTIONS else Result.FAILED
 
 
-_INTERRUPTIONS = frozenset({Reason.LEASE_EXPIRED, Reason.SHUTDOWN, Reason.QUEUE_TIMEOUT})
+_INTERRUPTIONS = frozenset({Reason.LEASE_EXPIRED, Reason.SHUTDOWN, Reason.QUEUE_TIMEOUT, Reason.CANCELLED})
+
+
+class Trust(Enum):
+    """How far a record can be believed."""
+
+    # It is the truth.
+    SURE = auto()
+    # The store has lost writes, or all of them, and this was written since. It is the truth, unless an exporter with a
+    # newer lease is still to be heard.
+    RESTORED = auto()
+    # The store has lost writes, or all of them, and nothing was heard since: the truth may be newer.
+    DOUBTFUL = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +89,10 @@ class Export:
     sequence: int = 0
     percent: int = 0
     progress: Progress = Progress()
+    # The exporter reports, and nothing moves.
+    stalled: bool = False
+    # Somebody wants it to end.
+    cancelled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +112,8 @@ class Outcome:
 class CellRecord:
     """All that is known of one cell's exports.
 
-    `revision` rises by one with every write; `epoch` is the highest that a claim of this cell was given.
+    `revision` rises by one with every write; `epoch` is the highest that a claim of this cell was given, and that is
+    the revision which the claim made. `trust` is not kept: the store says it of what it reads.
     """
 
     cell: str
@@ -104,6 +122,7 @@ class CellRecord:
     epoch: int = 0
     export: Export | None = None
     last_outcome: Outcome | None = None
+    trust: Trust = Trust.SURE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +145,11 @@ class Caller:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseProof:
-    """What an exporter presents with each report."""
+    """What an exporter presents with each report: which lease it has, and what to restore the export from."""
 
     export_id: str
     epoch: int
     token_hash: str
+    name: str = ""
+    request_key: str = ""
+    accepted_at: int = 0

@@ -1,11 +1,13 @@
 """Records, written step by step: from what was read to the next, only if nobody else has written meanwhile."""
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from server.errors import Refused
-from server.model import CellRecord
+from server.errors import Refusal, Refused
+from server.model import CellRecord, Trust
 from server.stores import Store
 
 Step = Callable[[CellRecord], CellRecord | None]
@@ -25,6 +27,14 @@ class Records:
         self.refused_writes = 0
 
     async def read(self, cell: str) -> CellRecord:
+        """The record of a cell. Raises `Refused` with STORE_UNAVAILABLE, too, if it is doubtful."""
+        record = await self._store.read(cell)
+        if record.trust is Trust.DOUBTFUL:
+            raise Refused(Refusal.STORE_UNAVAILABLE)
+        return record
+
+    async def read_though_doubtful(self, cell: str) -> CellRecord:
+        """What is kept of a cell, for exporters, who may know better."""
         return await self._store.read(cell)
 
     async def underway(self) -> Sequence[CellRecord]:
@@ -33,11 +43,21 @@ class Records:
     async def check(self) -> None:
         await self._store.check()
 
+    async def doubt(self) -> int | None:
+        return await self._store.doubt()
+
+    async def settle(self, doubt: int) -> None:
+        await self._store.settle(doubt)
+
+    def changes(self, topic: str) -> AbstractContextManager[asyncio.Event]:
+        return self._store.changes(topic)
+
     async def write(self, record: CellRecord, following: CellRecord | None) -> CellRecord | None:
         """Write a record's successor; None if there is none, or somebody else was faster."""
         if following is None:
             return None
-        following = replace(following, revision=record.revision + 1, updated_at=self.clock())
+        trust = Trust.SURE if record.trust is Trust.SURE else Trust.RESTORED
+        following = replace(following, revision=record.revision + 1, updated_at=self.clock(), trust=trust)
         try:
             return following if await self._store.replace(following) else None
         except Refused:

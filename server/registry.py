@@ -4,20 +4,16 @@ Each rule is a step (see `steps`) from one record to the next. The registry know
 """
 
 import asyncio
-import re
 import secrets
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from server import events, steps
-from server.claims import Claims
 from server.errors import Refusal, Refused
 from server.events import Events
 from server.model import Caller, CellRecord, Export, LeaseProof, Phase, Progress, Reason, Result
 from server.records import Records
-
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,192}", re.ASCII)
 
 
 class Snapshots(Protocol):
@@ -32,15 +28,23 @@ class Snapshots(Protocol):
         If it had not, leave a note of the reason beside where the snapshot would be.
         """
 
+    def newest_epoch(self, cell: str) -> int:
+        """The highest epoch of all who are writing a snapshot of the cell; 0 if nobody is."""
+
 
 class Registry:
-    """Applies the rules. Besides what is said there, every method raises what the store raises."""
+    """Applies the rules. Besides what is said there, every method raises what the store raises.
 
-    def __init__(self, *, records: Records, claims: Claims, snapshots: Snapshots, log: Events) -> None:
+    Args:
+        queue_limit: how many exports may wait for an exporter. Where several are started at the same moment it may be
+            exceeded by as many.
+    """
+
+    def __init__(self, *, records: Records, snapshots: Snapshots, log: Events, queue_limit: int) -> None:
         self._records = records
-        self._claims = claims
         self._snapshots = snapshots
         self._events = log
+        self._queue_limit = queue_limit
         self._underway: set[asyncio.Task[Any]] = set()
 
     async def get(self, cell: str) -> CellRecord:
@@ -50,9 +54,9 @@ class Registry:
         """Accept an export.
 
         Raises:
-            Refused: NAME_INVALID, ALREADY_EXPORTING, SNAPSHOT_EXISTS (in this order)
+            Refused: NAME_INVALID, ALREADY_EXPORTING, SNAPSHOT_EXISTS, QUEUE_FULL (in this order)
         """
-        if name is not None and not _NAME.fullmatch(name):
+        if name is not None and not steps.SNAPSHOT_NAME.fullmatch(name):
             raise Refused(Refusal.NAME_INVALID)
         while True:
             record = await self._records.read(cell)
@@ -67,6 +71,7 @@ class Registry:
                 if (await self._records.read(cell)).revision != record.revision:
                     continue
                 raise
+            await self._require_room()
             export = Export(
                 export_id=secrets.token_hex(16),
                 name=free,
@@ -77,13 +82,32 @@ class Registry:
             if written is not None:
                 return written
 
-    async def report(self, cell: str, proof: LeaseProof, sequence: int, progress: Progress) -> None:
-        """Take in how far an export is, and renew its lease.
+    async def cancel(self, cell: str, name: str | None, caller: Caller) -> CellRecord:
+        """End an export before its time: at once if it is queued, or else with its exporter's next report.
+
+        Args:
+            name: of the snapshot that is meant, or None for any.
+
+        Raises:
+            Refused: NOT_EXPORTING
+        """
+        record = await self._records.step(cell, lambda record: steps.cancel(record, name))
+        if record.export is None or record.export.phase is not Phase.EXPIRING:
+            return record
+        return await self._whole(self._end_expiring(record, caller)) or await self._records.read(cell)
+
+    async def report(self, cell: str, proof: LeaseProof, sequence: int, progress: Progress) -> bool:
+        """Take in how far an export is, and renew its lease. Returns whether it is to end.
 
         Raises:
             Refused: PROGRESS_INVALID, EXPORT_NOT_FOUND, LEASE_LOST, LEASE_NOT_HELD
         """
-        await self._records.step(cell, lambda record: steps.advance(record, proof, sequence, progress))
+        while True:
+            record = await self._latest(cell, proof)
+            following = steps.advance(record, proof, sequence, progress)
+            written = record if following is None else await self._records.write(record, following)
+            if written is not None:
+                return written.export is not None and written.export.cancelled
 
     async def finish(
         self, cell: str, proof: LeaseProof, result: Result, reason: Reason | None, caller: Caller
@@ -94,7 +118,7 @@ class Registry:
             Refused: OUTCOME_INVALID, EXPORT_NOT_FOUND, LEASE_LOST, LEASE_NOT_HELD
         """
         while True:
-            record = await self._records.read(cell)
+            record = await self._latest(cell, proof)
             following = steps.finish(record, proof, result, reason, self._records.clock())
             if following is None:
                 return record
@@ -109,21 +133,42 @@ class Registry:
         expiring: CellRecord | None = seen
         if seen.export.phase is not Phase.EXPIRING:
             expiring = await self._records.write(seen, steps.expire(seen))
-        if expiring is None or expiring.export is None:
-            return None
+        return None if expiring is None else await self._whole(self._end_expiring(expiring, Caller()))
+
+    async def stall(self, seen: CellRecord) -> None:
+        """Let an export be known as one that doesn't move, if its record is still as seen."""
+        await self._records.write(seen, steps.stall(seen))
+
+    async def _latest(self, cell: str, proof: LeaseProof) -> CellRecord:
+        """The record of a cell, as far as the bearer of a lease knows it better than the store."""
+        record = await self._records.read_though_doubtful(cell)
+        restored = steps.restore(record, proof)
+        if restored is not record and await asyncio.to_thread(self._snapshots.newest_epoch, cell) > proof.epoch:
+            # Somebody has taken the cell over from this one.
+            raise Refused(Refusal.LEASE_LOST)
+        return restored
+
+    async def _require_room(self) -> None:
+        queued = [record for record in await self._records.underway() if _is_queued(record)]
+        if len(queued) >= self._queue_limit:
+            raise Refused(Refusal.QUEUE_FULL)
+
+    async def _end_expiring(self, expiring: CellRecord, caller: Caller) -> CellRecord | None:
+        """End an export whose reports are refused already. Returns None if somebody else has."""
         export = expiring.export
-        reason = Reason.LEASE_EXPIRED if export.epoch else Reason.QUEUE_TIMEOUT
+        if export is None:
+            return None
+        reason = _interruption(export)
         published = await asyncio.to_thread(
-            self._snapshots.settle, seen.cell, export.name, export.export_id, export.epoch, reason.name
+            self._snapshots.settle, expiring.cell, export.name, export.export_id, export.epoch, reason.name
         )
         result = Result.SUCCEEDED if published else Result.INTERRUPTED
         following = steps.end(expiring, result, None if published else reason, self._records.clock())
-        return await self._whole(self._end(expiring, following, Caller()))
+        return await self._end(expiring, following, caller)
 
     async def _accept(self, record: CellRecord, export: Export, caller: Caller) -> CellRecord | None:
         written = await self._records.write(record, steps.accept(record, export))
         if written is not None:
-            self._claims.wake()
             await self._events.write(events.start(export, caller))
         return written
 
@@ -150,3 +195,13 @@ class Registry:
         while self._snapshots.exists(cell, free := stem if number == 1 else f"{stem}_{number}"):
             number += 1
         return free
+
+
+def _is_queued(record: CellRecord) -> bool:
+    return record.export is not None and record.export.phase is Phase.QUEUED
+
+
+def _interruption(export: Export) -> Reason:
+    if export.cancelled:
+        return Reason.CANCELLED
+    return Reason.LEASE_EXPIRED if export.epoch else Reason.QUEUE_TIMEOUT

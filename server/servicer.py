@@ -31,6 +31,7 @@ class CellExportService:
         return {
             "GetCellExport": Rule(Privilege.ROOT, self._get),
             "StartCellExport": Rule(Privilege.ROOT, self._start),
+            "CancelCellExport": Rule(Privilege.ROOT, self._cancel),
         }
 
     async def _get(self, request: status_pb2.GetCellExportRequest, call: Call) -> status_pb2.GetCellExportResponse:
@@ -46,6 +47,14 @@ class CellExportService:
         record = await self._registry.start(request.cell, name, call.request_key, call.identity.caller)
         _log.info("export accepted", extra={"cell": request.cell, "request_key": call.request_key})
         return status_pb2.StartCellExportResponse(cell_export=messages.cell_export(record))
+
+    async def _cancel(
+        self, request: status_pb2.CancelCellExportRequest, call: Call
+    ) -> status_pb2.CancelCellExportResponse:
+        name = request.name if request.HasField("name") else None
+        record = await self._registry.cancel(request.cell, name, call.identity.caller)
+        _log.info("export cancelled", extra={"cell": request.cell, "request_key": call.request_key})
+        return status_pb2.CancelCellExportResponse(cell_export=messages.cell_export(record))
 
 
 class ExporterService:
@@ -89,8 +98,8 @@ class ExporterService:
     ) -> exporter_pb2.ReportProgressResponse:
         progress = messages.progress(request.progress)
         proof = messages.proof(request.lease, call.identity.holder)
-        await self._registry.report(request.cell, proof, request.sequence, progress)
-        return exporter_pb2.ReportProgressResponse()
+        cancelled = await self._registry.report(request.cell, proof, request.sequence, progress)
+        return exporter_pb2.ReportProgressResponse(cancel_requested=cancelled)
 
     async def _finish(self, request: exporter_pb2.FinishExportRequest, call: Call) -> exporter_pb2.FinishExportResponse:
         result, reason = _ending(request)

@@ -4,12 +4,20 @@ They are pure: whether a step is taken is decided by whoever writes the record f
 """
 
 import hmac
+import re
 from dataclasses import replace
 
 from server.errors import Refusal, Refused
-from server.model import CellRecord, Export, LeaseProof, Outcome, Phase, Progress, Reason, Result
+from server.model import CellRecord, Export, LeaseProof, Outcome, Phase, Progress, Reason, Result, Trust
+
+SNAPSHOT_NAME = re.compile(r"[a-zA-Z0-9_-]{1,192}", re.ASCII)
 
 _LARGEST = 2**60
+# What may be in a lease, where there is nothing to compare it with.
+_EXPORT_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_REQUEST_KEY = re.compile(r"[a-zA-Z0-9_-]{1,128}", re.ASCII)
+# The end of the year 9999, in milliseconds.
+_LATEST = 253_402_300_799_000
 
 
 def accept(record: CellRecord, export: Export) -> CellRecord:
@@ -27,7 +35,8 @@ def claim(record: CellRecord, export_id: str, request_id: str, token_hash: str) 
         return replace(record, export=replace(export, token_hash=token_hash))
     if export.phase is not Phase.QUEUED:
         return None
-    epoch = record.epoch + 1
+    # Revisions never come again, whatever a store forgets: so neither do epochs.
+    epoch = record.revision + 1
     claimed = replace(export, phase=Phase.CLAIMED, epoch=epoch, request_id=request_id, token_hash=token_hash)
     return replace(record, epoch=epoch, export=claimed)
 
@@ -50,7 +59,48 @@ def advance(record: CellRecord, proof: LeaseProof, sequence: int, progress: Prog
     if sequence <= export.sequence:
         return None
     percent = max(export.percent, progress.percent)
-    return replace(record, export=replace(export, sequence=sequence, percent=percent, progress=progress))
+    stalled = export.stalled and progress == export.progress
+    advanced = replace(export, sequence=sequence, percent=percent, progress=progress, stalled=stalled)
+    return replace(record, export=advanced)
+
+
+def restore(record: CellRecord, proof: LeaseProof) -> CellRecord:
+    """The record as it must have been when this lease was given, where a store has forgotten that.
+
+    That is so only for a lease newer than any that the record knows of, given before the store forgot.
+    """
+    ended = record.last_outcome is not None and record.last_outcome.export_id == proof.export_id
+    forgotten = record.epoch < proof.epoch < record.revision
+    if record.trust is Trust.SURE or ended or not forgotten or not _restorable(proof):
+        return record
+    export = Export(
+        export_id=proof.export_id,
+        name=proof.name,
+        request_key=proof.request_key,
+        accepted_at=proof.accepted_at,
+        phase=Phase.CLAIMED,
+        epoch=proof.epoch,
+        token_hash=proof.token_hash,
+    )
+    return replace(record, epoch=proof.epoch, export=export)
+
+
+def cancel(record: CellRecord, name: str | None) -> CellRecord | None:
+    """Let an export end: a queued one ends here, one that runs when its exporter hears of it."""
+    export = record.export
+    if export is None or (name is not None and name != export.name):
+        raise Refused(Refusal.NOT_EXPORTING)
+    if export.cancelled or export.phase is Phase.EXPIRING:
+        return None
+    phase = Phase.EXPIRING if export.phase is Phase.QUEUED else export.phase
+    return replace(record, export=replace(export, cancelled=True, phase=phase))
+
+
+def stall(record: CellRecord) -> CellRecord | None:
+    export = record.export
+    if export is None or export.phase is not Phase.CLAIMED or export.stalled:
+        return None
+    return replace(record, export=replace(export, stalled=True))
 
 
 def finish(record: CellRecord, proof: LeaseProof, result: Result, reason: Reason | None, now: int) -> CellRecord | None:
@@ -95,6 +145,15 @@ def _possible(progress: Progress) -> bool:
         (progress.bytes_done, progress.bytes_total),
     )
     return all(0 <= done <= (total or _LARGEST) and 0 <= total <= _LARGEST for done, total in pairs)
+
+
+def _restorable(proof: LeaseProof) -> bool:
+    return bool(
+        _EXPORT_ID.fullmatch(proof.export_id)
+        and SNAPSHOT_NAME.fullmatch(proof.name)
+        and _REQUEST_KEY.fullmatch(proof.request_key)
+        and 0 < proof.accepted_at <= _LATEST
+    )
 
 
 def _held(record: CellRecord, proof: LeaseProof) -> Export:

@@ -25,7 +25,7 @@ from server.leases import LeaseWatch
 from server.records import Records, now_ms
 from server.registry import Registry
 from server.servicer import CellExportService, ExporterService
-from server.stores.sqlite import SqliteStore
+from server.stores.opening import open_store
 
 # How long calls that are being served may take to end.
 _GRACE_SECONDS = 4.0
@@ -56,7 +56,7 @@ async def serving(settings: Settings, *, clock: Callable[[], int] = now_ms) -> A
         SettingError: if the event log can't be written.
     """
     async with AsyncExitStack() as stack:
-        store = await SqliteStore.open(settings.store)
+        store = await open_store(settings.store, clock)
         stack.push_async_callback(store.close)
         events = await _open_events(settings)
         stack.push_async_callback(events.close)
@@ -64,7 +64,7 @@ async def serving(settings: Settings, *, clock: Callable[[], int] = now_ms) -> A
         records = Records(store, clock)
         claims = Claims(records)
         area = SnapshotArea(settings.unit_dir / "snapshots")
-        registry = Registry(records=records, claims=claims, snapshots=area, log=events)
+        registry = Registry(records=records, snapshots=area, log=events, queue_limit=settings.queue_limit)
         guard = Guard(judge=build_judge(settings.tokens, settings.urls, clock), cells=cells)
         watch = LeaseWatch(
             records=records,

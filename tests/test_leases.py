@@ -204,7 +204,7 @@ def test_an_exporter_that_is_silent_for_its_lease_has_lost_it(unit: Unit, export
     assert refused(error) == ("ABORTED", "LEASE_LOST")
     assert unit.get() == status
     unit.begin("silent")
-    assert exporter.must_claim().lease.epoch == claimed.lease.epoch + 1
+    assert exporter.must_claim().lease.epoch > claimed.lease.epoch
 
 
 def test_reports_keep_a_lease_alive_though_nothing_moves(unit: Unit, exporter: HandExporter) -> None:

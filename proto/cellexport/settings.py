@@ -28,8 +28,10 @@ _KNOWN = frozenset(
         "MASTER_TOKEN_FILE",
         "PERSONIUM_VERSION",
         "PLAINTEXT",
+        "QUEUE_LIMIT",
         "QUEUE_SECONDS",
         "STORE",
+        "STORE_FILE",
         "TRUSTED_ISSUERS",
         "UNIT_DIR",
         "UNIT_SECRET",
@@ -134,13 +136,16 @@ class Environment:
         return value
 
     def seconds(self, name: str, default: float, *, minimum: float, maximum: float) -> float:
+        return self.number(name, default, minimum=minimum, maximum=maximum, what=" of seconds")
+
+    def number(self, name: str, default: float, *, minimum: float, maximum: float, what: str = "") -> float:
         value = self.text(name, str(default))
         try:
             number = float(value)
         except ValueError:
             number = math.nan
         if not minimum <= number <= maximum:
-            raise SettingError(f"{name}: must be a number of seconds from {minimum:g} to {maximum:g}.")
+            raise SettingError(f"{name}: must be a number{what} from {minimum:g} to {maximum:g}.")
         return number
 
     def path(self, name: str, default: str | Path) -> Path:
@@ -181,7 +186,7 @@ class Environment:
 
     def secret(self, name: str) -> Secret | None:
         """A secret given as the variable itself, or in the file that the variable `{name}_FILE` names."""
-        name, value = self._secret_text(name)
+        name, value = self.secret_text(name)
         if not value:
             return None
         if not (value.isascii() and value.isprintable()) or " " in value or len(value) > _SECRET_LIMIT:
@@ -195,12 +200,12 @@ class Environment:
 
     def key(self, name: str, sizes: Collection[int]) -> Secret | None:
         """A secret, given in the same two ways, of as many bytes as `sizes` says; any bytes will do."""
-        name, value = self._secret_text(name)
+        name, value = self.secret_text(name)
         if value and len(Secret(value).reveal_bytes()) not in sizes:
             raise SettingError(f"{name}: must be {' or '.join(map(str, sorted(sizes)))} bytes long.")
         return Secret(value) if value else None
 
-    def _secret_text(self, name: str) -> tuple[str, str]:
+    def secret_text(self, name: str) -> tuple[str, str]:
         """The variable that a secret came from, and the secret; none is empty."""
         value, file = self.text(name, ""), self.text(f"{name}_FILE", "")
         if value and file:

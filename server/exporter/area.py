@@ -58,10 +58,11 @@ class SnapshotArea:
 
         Raises:
             NameTakenError: if there is a snapshot of that name already.
+            FencedError: if a newer exporter of the cell is writing.
         """
         directory = self._root / cell
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._fence_older(directory, epoch)
+        _fence(directory, epoch)
         if self.exists(cell, name):
             raise NameTakenError
         path = directory / _part_name(name, export_id, epoch)
@@ -74,6 +75,13 @@ class SnapshotArea:
                 # What the buffer still holds is for a file that is gone.
                 with suppress(OSError):
                     file.close()
+
+    def newest_epoch(self, cell: str) -> int:
+        """The highest epoch of all parts of the cell; 0 if there is none to be seen."""
+        try:
+            return max((_epoch(path) for path in _parts(self._root / cell)), default=0)
+        except OSError:
+            return 0
 
     def settle(self, cell: str, name: str, export_id: str, epoch: int, reason: str) -> bool:
         """Take a dead exporter's part away, and tell whether it had published before.
@@ -114,12 +122,6 @@ class SnapshotArea:
             if entry.is_dir(follow_symlinks=False):
                 swept += sum(_sweep_part(path) for path in _parts(Path(entry.path)))
         return swept
-
-    def _fence_older(self, directory: Path, epoch: int) -> None:
-        for path in _parts(directory):
-            match = _PART.fullmatch(path.name)
-            if match and int(match["epoch"]) < epoch:
-                path.unlink(missing_ok=True)
 
     def _published_by(self, cell: str, name: str, export_id: str, epoch: int) -> bool:
         try:
@@ -208,6 +210,26 @@ def _locked(path: Path) -> int:
 
 def _parts(directory: Path) -> list[Path]:
     return [path for path in directory.iterdir() if path.name.endswith(".part")]
+
+
+def _epoch(part: Path) -> int:
+    match = _PART.fullmatch(part.name)
+    return int(match["epoch"]) if match else 0
+
+
+def _fence(directory: Path, epoch: int) -> None:
+    """Take the parts of older exporters away, and of newer ones those that are dead.
+
+    Raises:
+        FencedError: if a newer one lives: then the epoch is one from before the server's store went back in time.
+    """
+    for path in _parts(directory):
+        if not _PART.fullmatch(path.name):
+            continue
+        if _epoch(path) < epoch:
+            path.unlink(missing_ok=True)
+        elif not _sweep_part(path) and path.exists():
+            raise FencedError
 
 
 def _sweep_part(path: Path) -> bool:

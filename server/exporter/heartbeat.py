@@ -36,6 +36,10 @@ class LeaseLostError(Exception):
     """Raised when the server says that the export is not ours any more."""
 
 
+class ExportCancelledError(Exception):
+    """Raised when the server says that the export is to end."""
+
+
 class Heartbeat:
     """Reports while its context is open.
 
@@ -64,7 +68,8 @@ class Heartbeat:
         self._sequence = 0
         self._over = threading.Event()
         self._heard = True
-        self.lost = threading.Event()
+        self._lost = threading.Event()
+        self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
@@ -82,13 +87,20 @@ class Heartbeat:
             stop: called between tries; raises to give up.
 
         Raises:
-            LeaseLostError: if the server answers that the lease is lost.
+            LeaseLostError, ExportCancelledError: if the server answers so.
         """
         while not self._report(self._progress()):
-            if self.lost.is_set():
-                raise LeaseLostError
+            self.check()
             stop()
             self._over.wait(jittered(_RETRY_SECONDS))
+        self.check()
+
+    def check(self) -> None:
+        """Raise what the server has answered last: `LeaseLostError`, `ExportCancelledError`, or nothing."""
+        if self._lost.is_set():
+            raise LeaseLostError
+        if self._cancelled.is_set():
+            raise ExportCancelledError
 
     def _beat(self) -> None:
         try:
@@ -96,11 +108,11 @@ class Heartbeat:
         except Exception:
             # A lease that nobody renews will be lost; to know it now is better than to find out.
             _log.exception("unexpected error", extra={"cell": self._claimed.cell})
-            self.lost.set()
+            self._lost.set()
 
     def _run(self) -> None:
         told, told_at = None, 0.0
-        while not self._over.is_set() and not self.lost.is_set():
+        while not self._over.is_set() and not self._lost.is_set():
             progress = self._progress()
             now = time.monotonic()
             if progress != told or now - told_at >= self._lease_seconds / 4:
@@ -114,14 +126,14 @@ class Heartbeat:
     def _report(self, progress: Progress) -> bool:
         """Report once, and tell whether the server took it."""
         with self._turn:
-            if self.lost.is_set():
+            if self._lost.is_set():
                 return False
             self._sequence += 1
             request = ReportProgressRequest(
                 cell=self._claimed.cell, lease=self._claimed.lease, sequence=self._sequence, progress=progress
             )
             try:
-                self._stub.ReportProgress(
+                response = self._stub.ReportProgress(
                     request,
                     metadata=client.bearer(self._token.latest().reveal()),
                     timeout=max(1.0, self._lease_seconds / 3),
@@ -130,6 +142,8 @@ class Heartbeat:
                 self._take(error)
                 return False
             self._say_heard(heard=True)
+            if response.cancel_requested:
+                self._cancelled.set()
             return True
 
     def _take(self, error: grpc.RpcError) -> None:
@@ -137,7 +151,7 @@ class Heartbeat:
             self._say_heard(heard=False, why=reason(error))
             return
         _log.error("the lease is lost", extra={"cell": self._claimed.cell, "reason": reason(error)})
-        self.lost.set()
+        self._lost.set()
 
     def _say_heard(self, *, heard: bool, why: str = "") -> None:
         labels = {"cell": self._claimed.cell}

@@ -19,7 +19,14 @@ from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 from server.exporter import snapshot
 from server.exporter.area import FencedError, NameTakenError, SnapshotArea
 from server.exporter.bar import Bar
-from server.exporter.heartbeat import Heartbeat, LeaseLostError, is_transient, jittered, reason
+from server.exporter.heartbeat import (
+    ExportCancelledError,
+    Heartbeat,
+    LeaseLostError,
+    is_transient,
+    jittered,
+    reason,
+)
 from server.exporter.snapshot import StoppedError, Subject
 from server.exporter.tally import Tally
 from server.exporter.walk import SourceChangedError, SourceError
@@ -32,6 +39,8 @@ _PATIENCE_SECONDS = 3.0
 _FAREWELL_SECONDS = 3.0
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REFUSALS = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
+_INTERRUPTIONS = frozenset({Outcome.REASON_SHUTDOWN, Outcome.REASON_CANCELLED})
+
 _log = logging.getLogger(__name__)
 
 
@@ -138,6 +147,8 @@ class Runner:
             self._export(claimed, tally, heartbeat)
         except StoppedError:
             return Outcome.REASON_SHUTDOWN
+        except ExportCancelledError:
+            return Outcome.REASON_CANCELLED
         except NameTakenError:
             return Outcome.REASON_NAME_TAKEN
         except SourceError as error:
@@ -156,8 +167,7 @@ class Runner:
 
     def _export(self, claimed: ClaimedExport, tally: Tally, heartbeat: Heartbeat) -> None:
         def stop() -> None:
-            if heartbeat.lost.is_set():
-                raise LeaseLostError
+            heartbeat.check()
             if self._stopping.is_set():
                 raise StoppedError
 
@@ -228,7 +238,7 @@ class Runner:
 def _result(why: Outcome.Reason.ValueType) -> Outcome.Result.ValueType:
     if why == Outcome.REASON_UNSPECIFIED:
         return Outcome.RESULT_SUCCEEDED
-    return Outcome.RESULT_INTERRUPTED if why == Outcome.REASON_SHUTDOWN else Outcome.RESULT_FAILED
+    return Outcome.RESULT_INTERRUPTED if why in _INTERRUPTIONS else Outcome.RESULT_FAILED
 
 
 def _failed(why: Outcome.Reason.ValueType, claimed: ClaimedExport, error: Exception) -> Outcome.Reason.ValueType:

@@ -59,7 +59,7 @@ class Subject:
 
 
 def count(subject: Subject, tally: Tally, stop: Stop) -> None:
-    """Count what there is to write into the tally's totals.
+    """Count what there is to write into the tally's totals, which grow meanwhile.
 
     Args:
         stop: called often; raises `StoppedError` to end the work.
@@ -68,14 +68,12 @@ def count(subject: Subject, tally: Tally, stop: Stop) -> None:
         SourceError: if a part of the cell can't be read.
         StoppedError: if `stop` did.
     """
-    entries, size = len(_ODATA) + 1, 0
+    tally.entries_total = len(_ODATA) + 1
     with _opened(subject.directory, "webdav") as root:
         for found in walk(root) if root is not None else ():
             stop()
-            entries += 1
-            size += 0 if found.skipped else found.size
-    tally.bytes_total = size
-    tally.entries_total = entries
+            tally.entries_total += 1
+            tally.bytes_total += 0 if found.skipped else found.size
 
 
 def write(subject: Subject, file: BinaryIO, spool: Path, tally: Tally, stop: Stop) -> None:

@@ -13,7 +13,7 @@ _LARGEST = 2**59
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of entries and bytes. The totals are 0 until everything has been counted."""
+    """Counts of entries and bytes. The totals grow while everything is counted."""
 
     entries_done: int = 0
     entries_total: int = 0

@@ -11,13 +11,14 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from server.errors import Refusal, Refused
-from server.model import CellRecord
-from server.stores import sqlite_file, sqlite_rows
-from server.stores.sqlite_file import StoreError
+from server.model import CellRecord, Phase
+from server.stores import QUEUE, StoreError, sqlite_file, sqlite_rows
+from server.stores.changes import Changes
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -28,11 +29,14 @@ _NOT_WRITTEN = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLI
 
 
 class SqliteStore:
-    """The port `Store` on one file. Open it with `SqliteStore.open`."""
+    """The port `Store` on one file. Open it with `SqliteStore.open`. It is never in doubt."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, lock: int, executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, floor: int, lock: int, executor: ThreadPoolExecutor
+    ) -> None:
         self._path = path
         self._connection = connection
+        self._floor = floor
         self._lock = lock
         self._executor = executor
         self._identity = sqlite_file.identity(path)
@@ -41,6 +45,7 @@ class SqliteStore:
         self._memory: OrderedDict[str, CellRecord] = OrderedDict()
         self._underway: dict[str, CellRecord] = {}
         self._writes: set[asyncio.Task[bool]] = set()
+        self._changes = Changes()
 
     @classmethod
     async def open(cls, path: Path) -> "SqliteStore":
@@ -53,7 +58,8 @@ class SqliteStore:
         loop = asyncio.get_running_loop()
         try:
             lock, connection = await loop.run_in_executor(executor, sqlite_file.open_file, path)
-            store = cls(path, connection, lock, executor)
+            floor = await loop.run_in_executor(executor, sqlite_file.floor, connection)
+            store = cls(path, connection, floor, lock, executor)
             await store.check()
         except (OSError, sqlite3.Error, Refused) as error:
             executor.shutdown()
@@ -65,7 +71,7 @@ class SqliteStore:
         known = self._known(cell)
         if known is not None:
             return known
-        return self._remember(await self._run(sqlite_rows.select, self._connection, cell))
+        return self._remember(await self._run(sqlite_rows.select, self._connection, cell, self._floor))
 
     async def replace(self, record: CellRecord) -> bool:
         self._require_trust()
@@ -78,6 +84,15 @@ class SqliteStore:
     async def underway(self) -> Sequence[CellRecord]:
         self._require_trust()
         return sorted(self._underway.values(), key=_accepted)
+
+    def changes(self, topic: str) -> AbstractContextManager[asyncio.Event]:
+        return self._changes.of(topic)
+
+    async def doubt(self) -> None:
+        return None
+
+    async def settle(self, doubt: int) -> None:
+        return
 
     async def check(self) -> None:
         try:
@@ -97,9 +112,12 @@ class SqliteStore:
         os.close(self._lock)
 
     async def _replace(self, record: CellRecord) -> bool:
-        written = await self._run(sqlite_rows.replace_record, self._connection, record)
+        written = await self._run(sqlite_rows.replace_record, self._connection, record, self._floor)
         if written:
             self._remember(record)
+            self._changes.tell(record.cell)
+            if record.export is not None and record.export.phase is Phase.QUEUED:
+                self._changes.tell(QUEUE)
             return True
         known = self._known(record.cell)
         if known is not None and known.revision == record.revision - 1:

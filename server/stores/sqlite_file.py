@@ -3,17 +3,18 @@
 import fcntl
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 from server.errors import Refusal, Refused
+from server.stores import StoreError
 
 APPLICATION_ID = 0x43454C58
-SCHEMA_VERSION = 1
 
 _MAGIC = b"SQLite format 3\x00"
 _BUSY_SECONDS = 0.5
 
-_SCHEMA = f"""
+_VERSION_1 = """
 CREATE TABLE cell (
     cell TEXT PRIMARY KEY,
     revision INTEGER NOT NULL,
@@ -49,13 +50,17 @@ CREATE TABLE outcome (
     reason TEXT,
     ended_at INTEGER NOT NULL
 ) WITHOUT ROWID;
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
 """
-
-
-class StoreError(Exception):
-    """Raised when the store can't be opened. Its text says what is wrong and what to do."""
+# Revisions begin at the floor: in a file that is made anew, above all that were in the one before.
+_VERSION_2 = """
+ALTER TABLE export ADD COLUMN stalled INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE export ADD COLUMN cancelled INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE store (floor INTEGER NOT NULL);
+INSERT INTO store (floor) VALUES (0);
+"""
+# Each leads from the version of its place in the list to the next. They are never changed, only followed by others.
+_MIGRATIONS = (_VERSION_1, _VERSION_2)
+SCHEMA_VERSION = len(_MIGRATIONS)
 
 
 def open_file(path: Path) -> tuple[int, sqlite3.Connection]:
@@ -89,7 +94,9 @@ def _create(path: Path) -> None:
     os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     connection = sqlite3.connect(fresh, isolation_level=None)
     try:
-        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        _migrate(connection, 0)
+        connection.execute("UPDATE store SET floor = ?", (time.time_ns() // 1_000_000,))
     finally:
         connection.close()
     # A log left behind by a database that is gone would be taken for this one's.
@@ -115,8 +122,16 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     # What was acknowledged survives a power cut too.
     connection.execute("PRAGMA synchronous = FULL")
+    _migrate(connection, version)
     connection.execute("BEGIN IMMEDIATE").execute("COMMIT")
     return connection
+
+
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Bring the schema from that version to ours, in one transaction: killed in the middle, it has not begun."""
+    if version < SCHEMA_VERSION:
+        steps = "".join(_MIGRATIONS[version:])
+        connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
 
 def _require_magic(path: Path) -> None:
@@ -129,6 +144,12 @@ def identity(path: Path) -> tuple[int, int]:
     """What tells this file from another that is put in its place."""
     status = path.stat()
     return status.st_dev, status.st_ino
+
+
+def floor(connection: sqlite3.Connection) -> int:
+    """The revision of what was never written."""
+    (number,) = connection.execute("SELECT floor FROM store").fetchone()
+    return int(number)
 
 
 def foreign_writes(connection: sqlite3.Connection) -> int:

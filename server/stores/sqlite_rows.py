@@ -31,10 +31,10 @@ _INSERT_EXPORT = _insert("export", _EXPORT + _PROGRESS)
 _INSERT_OUTCOME = _insert("outcome", _OUTCOME)
 
 
-def select(connection: sqlite3.Connection, cell: str) -> CellRecord:
-    """The record of a cell. Raises ValueError if it holds a word that is unknown."""
+def select(connection: sqlite3.Connection, cell: str, floor: int) -> CellRecord:
+    """The record of a cell; of the revision `floor` if there is none. Raises ValueError for a word that is unknown."""
     row = connection.execute(f"{_SELECT} WHERE cell.cell = ?", (cell,)).fetchone()
-    return CellRecord(cell=cell) if row is None else _record(row)
+    return CellRecord(cell=cell, revision=floor) if row is None else _record(row)
 
 
 def select_underway(connection: sqlite3.Connection) -> list[CellRecord]:
@@ -58,7 +58,8 @@ def _record(row: tuple[Any, ...]) -> CellRecord:
 
 
 def _export(columns: dict[str, Any], progress: dict[str, Any]) -> Export:
-    return Export(**columns | {"phase": Phase(columns["phase"]), "progress": Progress(**progress)})
+    flags = {name: bool(columns[name]) for name in ("stalled", "cancelled")}
+    return Export(**columns | flags | {"phase": Phase(columns["phase"]), "progress": Progress(**progress)})
 
 
 def _outcome(columns: dict[str, Any]) -> Outcome:
@@ -67,11 +68,11 @@ def _outcome(columns: dict[str, Any]) -> Outcome:
     return Outcome(**columns | {"result": result, "reason": reason})
 
 
-def replace_record(connection: sqlite3.Connection, record: CellRecord) -> bool:
+def replace_record(connection: sqlite3.Connection, record: CellRecord, floor: int) -> bool:
     """Write a record over the one of the revision just below, in a transaction of its own."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        written = _replace_in_transaction(connection, record)
+        written = _replace_in_transaction(connection, record, floor)
         connection.execute("COMMIT" if written else "ROLLBACK")
         return written
     except BaseException:
@@ -80,9 +81,9 @@ def replace_record(connection: sqlite3.Connection, record: CellRecord) -> bool:
         raise
 
 
-def _replace_in_transaction(connection: sqlite3.Connection, record: CellRecord) -> bool:
+def _replace_in_transaction(connection: sqlite3.Connection, record: CellRecord, floor: int) -> bool:
     head = (record.revision, record.updated_at, record.epoch, record.cell)
-    if record.revision == 1:
+    if record.revision == floor + 1:
         statement = "INSERT OR IGNORE INTO cell (revision, updated_at, epoch, cell) VALUES (?, ?, ?, ?)"
         changed = connection.execute(statement, head).rowcount
     else:

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CellExportServiceStub:
-    """CellExportService tells how far the export of a cell is, and starts one.
+    """CellExportService tells how far the export of a cell is, starts one, and cancels it.
 
     Metadata of every call: `authorization` (`Bearer {token}`), `x-personium-requestkey` (at most 128 of
     `A-Z a-z 0-9 _ -`, optional: the key under which the call is found in the logs, returned in the trailing metadata)
@@ -61,10 +61,15 @@ class CellExportServiceStub:
                 request_serializer=cellexport_dot_v1_dot_cell__export__pb2.StartCellExportRequest.SerializeToString,
                 response_deserializer=cellexport_dot_v1_dot_cell__export__pb2.StartCellExportResponse.FromString,
                 _registered_method=True)
+        self.CancelCellExport = channel.unary_unary(
+                '/cellexport.v1.CellExportService/CancelCellExport',
+                request_serializer=cellexport_dot_v1_dot_cell__export__pb2.CancelCellExportRequest.SerializeToString,
+                response_deserializer=cellexport_dot_v1_dot_cell__export__pb2.CancelCellExportResponse.FromString,
+                _registered_method=True)
 
 
 class CellExportServiceServicer:
-    """CellExportService tells how far the export of a cell is, and starts one.
+    """CellExportService tells how far the export of a cell is, starts one, and cancels it.
 
     Metadata of every call: `authorization` (`Bearer {token}`), `x-personium-requestkey` (at most 128 of
     `A-Z a-z 0-9 _ -`, optional: the key under which the call is found in the logs, returned in the trailing metadata)
@@ -96,7 +101,18 @@ class CellExportServiceServicer:
         Of many simultaneous calls for one cell exactly one succeeds.
         Statuses and reasons: those of any method; INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
         (ALREADY_EXPORTING), ALREADY_EXISTS (SNAPSHOT_EXISTS, with the name in the ErrorInfo's metadata as `name`),
-        RESOURCE_EXHAUSTED (NO_SPACE).
+        RESOURCE_EXHAUSTED (NO_SPACE, QUEUE_FULL).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelCellExport(self, request, context):
+        """CancelCellExport ends the export of a cell before its time. A queued one ends at once. One that runs is asked to
+        end, which its exporter learns with its next report; if it does not end within its lease, it is cut off. It may be
+        too late: an export whose snapshot is complete succeeds all the same.
+        It may be repeated: to ask again changes nothing.
+        Statuses and reasons: those of any method; FAILED_PRECONDITION (NOT_EXPORTING).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +131,11 @@ def add_CellExportServiceServicer_to_server(servicer, server):
                     request_deserializer=cellexport_dot_v1_dot_cell__export__pb2.StartCellExportRequest.FromString,
                     response_serializer=cellexport_dot_v1_dot_cell__export__pb2.StartCellExportResponse.SerializeToString,
             ),
+            'CancelCellExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelCellExport,
+                    request_deserializer=cellexport_dot_v1_dot_cell__export__pb2.CancelCellExportRequest.FromString,
+                    response_serializer=cellexport_dot_v1_dot_cell__export__pb2.CancelCellExportResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'cellexport.v1.CellExportService', rpc_method_handlers)
@@ -124,7 +145,7 @@ def add_CellExportServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CellExportService:
-    """CellExportService tells how far the export of a cell is, and starts one.
+    """CellExportService tells how far the export of a cell is, starts one, and cancels it.
 
     Metadata of every call: `authorization` (`Bearer {token}`), `x-personium-requestkey` (at most 128 of
     `A-Z a-z 0-9 _ -`, optional: the key under which the call is found in the logs, returned in the trailing metadata)
@@ -187,6 +208,33 @@ class CellExportService:
             '/cellexport.v1.CellExportService/StartCellExport',
             cellexport_dot_v1_dot_cell__export__pb2.StartCellExportRequest.SerializeToString,
             cellexport_dot_v1_dot_cell__export__pb2.StartCellExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelCellExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cellexport.v1.CellExportService/CancelCellExport',
+            cellexport_dot_v1_dot_cell__export__pb2.CancelCellExportRequest.SerializeToString,
+            cellexport_dot_v1_dot_cell__export__pb2.CancelCellExportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -134,6 +134,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     scope lacks, as `privilege`.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
+    NOT_EXPORTING: _ErrorReason.ValueType  # 28
+    """NOT_EXPORTING means: the cell is not being exported, or not under that name.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    QUEUE_FULL: _ErrorReason.ValueType  # 29
+    """QUEUE_FULL means: too many exports are waiting for an exporter. Try again.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is why a call was refused: the `reason` of the google.rpc.ErrorInfo in the status, for callers to branch
@@ -250,6 +258,14 @@ buf:lint:ignore ENUM_VALUE_PREFIX
 SCOPE_INSUFFICIENT: ErrorReason.ValueType  # 27
 """SCOPE_INSUFFICIENT means: the caller may do this, but not with this token. The ErrorInfo's metadata holds what its
 scope lacks, as `privilege`.
+buf:lint:ignore ENUM_VALUE_PREFIX
+"""
+NOT_EXPORTING: ErrorReason.ValueType  # 28
+"""NOT_EXPORTING means: the cell is not being exported, or not under that name.
+buf:lint:ignore ENUM_VALUE_PREFIX
+"""
+QUEUE_FULL: ErrorReason.ValueType  # 29
+"""QUEUE_FULL means: too many exports are waiting for an exporter. Try again.
 buf:lint:ignore ENUM_VALUE_PREFIX
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -129,29 +129,45 @@ Global___ClaimedExport: _TypeAlias = ClaimedExport  # noqa: Y015
 
 @_typing.final
 class Lease(_message.Message):
-    """Lease is the right to do one export."""
+    """Lease is the right to do one export. Present it whole, as it was given: if the server's store has lost what it knew of
+    the export, it is restored from the lease.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EXPORT_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    REQUEST_KEY_FIELD_NUMBER: _builtins.int
     export_id: _builtins.str
     """export_id tells this export from any other."""
     epoch: _builtins.int
     """epoch rises with each claim of an export of the cell: of two exporters the one with the lower epoch has lost."""
     token: _builtins.str
     """token is a secret that only the holder of the lease knows."""
+    name: _builtins.str
+    """name is what to call the snapshot, without extension."""
+    request_key: _builtins.str
+    """request_key is the key of the request that started the export."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """start_time is when the export was accepted."""
+
     def __init__(
         self,
         *,
         export_id: _builtins.str = ...,
         epoch: _builtins.int = ...,
         token: _builtins.str = ...,
+        name: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        request_key: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "export_id", b"export_id", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "export_id", b"export_id", "name", b"name", "request_key", b"request_key", "start_time", b"start_time", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -201,12 +217,19 @@ class ReportProgressResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    cancel_requested: _builtins.bool
+    """cancel_requested means that the export is to end now: stop, clean up, and call FinishExport with
+    RESULT_INTERRUPTED and REASON_CANCELLED. If the snapshot is published already, finish it as succeeded.
+    """
     def __init__(
         self,
+        *,
+        cancel_requested: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,8 +31,8 @@ class ExporterServiceStub:
 
     An exporter holds a lease on what it exports. Each report renews it; when nothing was heard of the exporter for the
     lease's duration, the export ends as interrupted and every later call with that lease is refused. An exporter that
-    is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server should go on working,
-    and publish only after a report has been answered again.
+    is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server, or is answered that the
+    store is unavailable, should go on working, and publish only after a report has been answered again.
 
     Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must be
     the unit master token, or a JWT with the scope `export-report` whose audience is the unit (to report and to finish,
@@ -67,8 +67,8 @@ class ExporterServiceAsyncStub(ExporterServiceStub):
 
     An exporter holds a lease on what it exports. Each report renews it; when nothing was heard of the exporter for the
     lease's duration, the export ends as interrupted and every later call with that lease is refused. An exporter that
-    is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server should go on working,
-    and publish only after a report has been answered again.
+    is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server, or is answered that the
+    store is unavailable, should go on working, and publish only after a report has been answered again.
 
     Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must be
     the unit master token, or a JWT with the scope `export-report` whose audience is the unit (to report and to finish,
@@ -99,8 +99,8 @@ class ExporterServiceServicer(metaclass=_abc_1.ABCMeta):
 
     An exporter holds a lease on what it exports. Each report renews it; when nothing was heard of the exporter for the
     lease's duration, the export ends as interrupted and every later call with that lease is refused. An exporter that
-    is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server should go on working,
-    and publish only after a report has been answered again.
+    is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server, or is answered that the
+    store is unavailable, should go on working, and publish only after a report has been answered again.
 
     Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must be
     the unit master token, or a JWT with the scope `export-report` whose audience is the unit (to report and to finish,

@@ -1,4 +1,4 @@
-"""The store port, and what is particular to its adapter."""
+"""What is particular to the store in a SQLite file; what every store promises is in test_store_contract."""
 
 import asyncio
 import sqlite3
@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from records import following, full, idle
 from unit import Unit, eventually
 
 from server.errors import Refused
-from server.model import CellRecord, Export, Outcome, Phase, Progress, Reason, Result
+from server.stores import StoreError
 from server.stores.sqlite import SqliteStore
-from server.stores.sqlite_file import StoreError
 
 Test = Callable[[SqliteStore], Awaitable[None]]
 
@@ -34,112 +34,13 @@ def run(path: Path, test: Test) -> None:
     asyncio.run(main())
 
 
-def queued(cell: str = "demo", revision: int = 1, accepted_at: int = 1486976400000) -> CellRecord:
-    export = Export(export_id="ab12", name="snap", request_key="key", accepted_at=accepted_at)
-    return CellRecord(cell=cell, revision=revision, updated_at=accepted_at, export=export)
-
-
-FULL = CellRecord(
-    cell="demo",
-    revision=2,
-    updated_at=1486976400001,
-    epoch=7,
-    export=Export(
-        export_id="ab12",
-        name="snap",
-        request_key="key",
-        accepted_at=1486976400000,
-        phase=Phase.CLAIMED,
-        epoch=7,
-        request_id="request",
-        token_hash="hash",
-        sequence=9,
-        percent=81,
-        progress=Progress(
-            work_done=81, work_total=100, entries_done=3, entries_total=4, bytes_done=2**40, bytes_total=2**41
-        ),
-    ),
-    last_outcome=Outcome(
-        export_id="cd34",
-        name="old",
-        epoch=6,
-        token_hash="other",
-        result=Result.FAILED,
-        reason=Reason.NO_SPACE,
-        ended_at=1486976300000,
-    ),
-)
-
-
-def test_a_cell_without_a_record_has_revision_0(tmp_path: Path) -> None:
-    async def test(store: SqliteStore) -> None:
-        assert await store.read("demo") == CellRecord(cell="demo")
-
-    run(tmp_path / "db", test)
-
-
-def test_what_was_written_is_read_again_by_this_store_and_the_next(tmp_path: Path) -> None:
-    async def write(store: SqliteStore) -> None:
-        assert await store.replace(queued())
-        assert await store.replace(FULL)
-        assert await store.read("demo") == FULL
-
-    async def read(store: SqliteStore) -> None:
-        assert await store.read("demo") == FULL
-        assert list(await store.underway()) == [FULL]
-
-    run(tmp_path / "db", write)
-    run(tmp_path / "db", read)
-
-
-def test_only_the_successor_of_what_is_kept_is_written(tmp_path: Path) -> None:
-    async def test(store: SqliteStore) -> None:
-        assert not await store.replace(queued(revision=2))
-        assert await store.replace(queued(revision=1))
-        assert not await store.replace(queued(revision=1, accepted_at=5))
-        assert not await store.replace(queued(revision=3))
-        assert await store.read("demo") == queued()
-
-    run(tmp_path / "db", test)
-
-
-def test_of_simultaneous_writers_exactly_one_succeeds(tmp_path: Path) -> None:
-    async def test(store: SqliteStore) -> None:
-        writes = await asyncio.gather(*(store.replace(queued(accepted_at=number)) for number in range(50)))
-        assert writes.count(True) == 1
-        assert (await store.read("demo")).updated_at == writes.index(True)
-
-    run(tmp_path / "db", test)
-
-
-def test_exports_under_way_come_in_the_order_of_their_acceptance(tmp_path: Path) -> None:
-    async def test(store: SqliteStore) -> None:
-        for cell, accepted_at in (("b", 2), ("c", 1), ("a", 3)):
-            await store.replace(queued(cell, accepted_at=accepted_at))
-        assert [record.cell for record in await store.underway()] == ["c", "b", "a"]
-
-    run(tmp_path / "db", test)
-
-
-def test_a_writer_that_goes_away_in_the_middle_leaves_no_stale_answer(tmp_path: Path) -> None:
-    async def test(store: SqliteStore) -> None:
-        writing = asyncio.ensure_future(store.replace(queued()))
-        await asyncio.sleep(0)
-        writing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await writing
-        assert not await store.replace(queued(accepted_at=5))
-        assert await store.read("demo") == queued()
-
-    run(tmp_path / "db", test)
-
-
 @pytest.mark.parametrize("harm", ["removed", "replaced", "emptied"])
 def test_a_file_that_is_not_ours_any_more_is_noticed(tmp_path: Path, harm: str) -> None:
     path = tmp_path / "db"
 
     async def test(store: SqliteStore) -> None:
-        await store.replace(queued())
+        first = following(await store.read("demo"))
+        await store.replace(first)
         kept = path.read_bytes()
         if harm == "emptied":
             path.write_bytes(b"")
@@ -149,7 +50,7 @@ def test_a_file_that_is_not_ours_any_more_is_noticed(tmp_path: Path, harm: str) 
             path.write_bytes(kept)
         with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
             await store.check()
-        for call in (store.read("demo"), store.underway(), store.replace(queued(revision=2))):
+        for call in (store.read("demo"), store.underway(), store.replace(full(first))):
             with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
                 await call
 
@@ -159,12 +60,13 @@ def test_a_file_that_is_not_ours_any_more_is_noticed(tmp_path: Path, harm: str) 
 @pytest.mark.parametrize("noticed_by", ["check", "write"])
 def test_what_somebody_else_wrote_is_noticed_and_not_believed(tmp_path: Path, noticed_by: str) -> None:
     async def test(store: SqliteStore) -> None:
-        await store.replace(queued())
+        first = following(await store.read("demo"))
+        await store.replace(first)
         other = sqlite3.connect(tmp_path / "db", isolation_level=None)
         other.executescript("DELETE FROM export; DELETE FROM cell;")
         other.close()
         with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
-            await (store.check() if noticed_by == "check" else store.replace(FULL))
+            await (store.check() if noticed_by == "check" else store.replace(full(first)))
         with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
             await store.check()
         with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
@@ -175,22 +77,24 @@ def test_what_somebody_else_wrote_is_noticed_and_not_believed(tmp_path: Path, no
 
 def test_a_lock_held_by_somebody_else_fails_writes_and_not_reads(tmp_path: Path) -> None:
     async def test(store: SqliteStore) -> None:
-        await store.replace(queued())
+        first = following(await store.read("demo"))
+        await store.replace(first)
         other = sqlite3.connect(tmp_path / "db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
-            await store.replace(FULL)
-        assert await store.read("demo") == queued()
+            await store.replace(full(first))
+        assert await store.read("demo") == first
         other.close()
-        assert await store.replace(FULL)
+        assert await store.replace(full(first))
 
     run(tmp_path / "db", test)
 
 
 def test_a_word_that_nobody_knows_is_damage(tmp_path: Path) -> None:
     async def write(store: SqliteStore) -> None:
-        await store.replace(queued())
-        await store.replace(CellRecord(cell="demo", revision=2, last_outcome=FULL.last_outcome))
+        first = following(await store.read("demo"))
+        await store.replace(first)
+        await store.replace(idle(first))
 
     async def read(store: SqliteStore) -> None:
         with pytest.raises(Refused, match="DATA_DAMAGED"):
@@ -244,12 +148,13 @@ def test_a_file_that_can_not_be_the_store_is_refused(
 
 def test_a_log_left_by_a_removed_database_is_not_taken_for_the_new_ones(tmp_path: Path) -> None:
     async def write(store: SqliteStore) -> None:
-        await store.replace(queued())
+        first = following(await store.read("demo"))
+        await store.replace(first)
         for ending in ("", "-wal", "-shm"):
             (tmp_path / f"new{ending}").write_bytes((tmp_path / f"db{ending}").read_bytes())
 
     async def read(store: SqliteStore) -> None:
-        assert await store.read("demo") == CellRecord(cell="demo")
+        assert (await store.read("demo")).export is None
 
     run(tmp_path / "db", write)
     (tmp_path / "new").unlink()

@@ -1,0 +1,1 @@
+"""What the server keeps in a store that several servers share."""

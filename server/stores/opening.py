@@ -1,0 +1,23 @@
+"""Which store there is: the one that `CELLEXPORT_STORE` names."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from server.stores import Store
+from server.stores.redis import RedisStore
+from server.stores.redis_client import RedisPlace
+from server.stores.sqlite import SqliteStore
+
+
+async def open_store(place: Path | RedisPlace, clock: Callable[[], int]) -> Store:
+    """Open the store in a file, or in Redis.
+
+    Args:
+        clock: milliseconds since 1970.
+
+    Raises:
+        StoreError: if it can't be used.
+    """
+    if isinstance(place, Path):
+        return await SqliteStore.open(place)
+    return await RedisStore.open(place, clock)

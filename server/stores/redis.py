@@ -1,0 +1,219 @@
+"""The store that several servers share: a Redis, 7 or newer, or what speaks as it does.
+
+Every step is a script (see `redis_scripts`), so it is atomic, whoever else writes. Nothing is remembered here but the
+mark: every read asks Redis. An operation that isn't answered within its budget is refused.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from typing import Any
+
+from redis import exceptions
+from redis.asyncio.client import PubSub
+from redis.asyncio.connection import AbstractConnection
+from redis.commands.core import AsyncScript
+
+from server.errors import Refusal, Refused
+from server.model import CellRecord, Phase, Trust
+from server.stores import StoreError, redis_records
+from server.stores import redis_scripts as scripts
+from server.stores.changes import Changes
+from server.stores.redis_client import RedisPlace, connect
+
+_BUDGET_SECONDS = 1.0
+_MOST_CONNECTIONS = 32
+# A mark may be made anew in between, but not again and again.
+_MOST_MARKS = 3
+# How often the connection that tells of changes is asked whether it lives.
+_PING_SECONDS = 0.5
+_RECONNECT_SECONDS = 0.5
+_NOTE_LIMIT = 200
+
+_log = logging.getLogger(__name__)
+
+
+class RedisStore:
+    """The port `Store` on Redis. Open it with `RedisStore.open`."""
+
+    def __init__(self, place: RedisPlace, clock: Callable[[], int]) -> None:
+        self._client = connect(place, self._greet)
+        self._clock = clock
+        self._room = asyncio.Semaphore(_MOST_CONNECTIONS)
+        self._floor = 0
+        self._settled = False
+        self._policy = ""
+        self._changes = Changes()
+        self._read = self._client.register_script(scripts.READ)
+        self._replace = self._client.register_script(scripts.REPLACE)
+        self._list = self._client.register_script(scripts.LIST)
+        self._settle = self._client.register_script(scripts.SETTLE)
+        self._begin = self._client.register_script(scripts.BEGIN)
+        self._listener: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, place: RedisPlace, clock: Callable[[], int]) -> "RedisStore":
+        """Begin to use it. One that can't be reached now may be later; one that is set up wrong is not waited for.
+
+        Args:
+            clock: milliseconds since 1970.
+
+        Raises:
+            StoreError: if it refuses our credentials, or throws keys away when memory is short.
+        """
+        store = cls(place, clock)
+        try:
+            await store.check()
+        except Refused as refused:
+            cause = refused.__cause__
+            if store._policy_is_bad() or isinstance(
+                cause, exceptions.AuthenticationError | exceptions.NoPermissionError
+            ):
+                await store._client.aclose()
+                raise StoreError(f"CELLEXPORT_STORE: {place}: {refused.note}.") from refused
+            _log.error("Redis can't be used yet", extra={"redis": str(place), "note": refused.note})
+        store._listener = asyncio.create_task(store._listen())
+        return store
+
+    async def read(self, cell: str) -> CellRecord:
+        keys = [scripts.MARK, scripts.cell_key(cell), scripts.UNDERWAY]
+        revision, data = await self._run(self._read, keys, [cell])
+        return self._record(cell, revision, data)
+
+    async def replace(self, record: CellRecord) -> bool:
+        accepted_at: int | str = "" if record.export is None else record.export.accepted_at
+        queued = record.export is not None and record.export.phase is Phase.QUEUED
+        keys = [scripts.MARK, scripts.cell_key(record.cell), scripts.UNDERWAY]
+        data = redis_records.encode(record)
+        words = [record.cell, record.revision, data, accepted_at, "queued" if queued else ""]
+        # The last says whether it is done for the second time, as the first one's answer was lost.
+        (written,) = await self._run(self._replace, keys, [*words, "0"], again=[*words, "1"])
+        return bool(written)
+
+    async def underway(self) -> Sequence[CellRecord]:
+        found = await self._run(self._list, [scripts.MARK, scripts.UNDERWAY], [])
+        triples = zip(found[::3], found[1::3], found[2::3], strict=True)
+        return [self._record(cell.decode(), revision, data) for cell, revision, data in triples]
+
+    def changes(self, topic: str) -> AbstractContextManager[asyncio.Event]:
+        return self._changes.of(topic)
+
+    async def check(self) -> None:
+        self._learn(await self._ask(self._begin, [scripts.MARK], [self._clock(), self._floor]))
+        if self._policy_is_bad():
+            raise Refused(
+                Refusal.STORE_UNAVAILABLE,
+                note=f"its maxmemory-policy is {self._policy}, which throws keys away: set it to noeviction",
+            )
+
+    async def doubt(self) -> int | None:
+        return None if self._settled else self._floor
+
+    async def settle(self, doubt: int) -> None:
+        if doubt == self._floor:
+            await self._run(self._settle, [scripts.MARK], [])
+            self._settled = True
+
+    async def close(self) -> None:
+        while self._listener is not None and not self._listener.done():
+            # More than once: before Python 3.12, `asyncio.wait_for`, which redis-py uses, can lose a cancellation.
+            self._listener.cancel()
+            await asyncio.wait({self._listener}, timeout=0.1)
+        with suppress(exceptions.RedisError, OSError):
+            await self._client.aclose()
+
+    async def _greet(self, connection: AbstractConnection) -> None:
+        """Look at the mark before a new connection is used: it may lead to another Redis than the last."""
+        await connection.send_command("EVAL", scripts.BEGIN, 1, scripts.MARK, self._clock(), self._floor)
+        self._learn(await connection.read_response())
+
+    def _learn(self, mark: Any) -> None:
+        floor, settled, policy = mark
+        known = self._floor, self._settled
+        self._floor, self._settled, self._policy = int(floor), settled == b"1", policy.decode()
+        if known != (self._floor, self._settled):
+            self._changes.tell_all()
+
+    def _policy_is_bad(self) -> bool:
+        return self._policy not in ("", "noeviction")
+
+    def _record(self, cell: str, revision: bytes | None, data: bytes | None) -> CellRecord:
+        if revision is None or data is None:
+            record = CellRecord(cell=cell, revision=self._floor)
+        else:
+            try:
+                record = redis_records.decode(cell, int(revision), data)
+            except ValueError as error:
+                raise Refused(Refusal.DATA_DAMAGED, note=f"{scripts.cell_key(cell)}: {error}") from error
+        if record.revision > self._floor:
+            return record if self._settled else replace(record, trust=Trust.RESTORED)
+        trust = Trust.SURE if self._settled else Trust.DOUBTFUL
+        return replace(record, revision=self._floor, trust=trust)
+
+    async def _run(
+        self, script: AsyncScript, keys: list[str], words: list[Any], *, again: list[Any] | None = None
+    ) -> list[Any]:
+        """What a script returns that begins with the mark."""
+        for _ in range(_MOST_MARKS):
+            floor = str(self._floor)
+            state, *found = await self._ask(script, keys, [floor, *words], again=[floor, *(again or words)])
+            if state == b"ok":
+                self._settled = found[0] == b"1"
+                return found[1:]
+            if state == b"damaged":
+                raise Refused(Refusal.STORE_UNAVAILABLE, note="a record is missing in Redis")
+            await self.check()
+        raise Refused(Refusal.STORE_UNAVAILABLE, note="the mark in Redis changes again and again")
+
+    async def _ask(
+        self, script: AsyncScript, keys: list[str], words: list[Any], *, again: list[Any] | None = None
+    ) -> list[Any]:
+        """What a script returns, within the budget. Raises `Refused`."""
+        try:
+            async with asyncio.timeout(_BUDGET_SECONDS), self._room:
+                try:
+                    return list(await script(keys=keys, args=words))
+                except exceptions.ConnectionError as error:
+                    if isinstance(error, exceptions.AuthenticationError | exceptions.BusyLoadingError):
+                        raise
+                    # An idle connection may have died unnoticed, and a primary may have been followed by another.
+                    return list(await script(keys=keys, args=again or words))
+        except (TimeoutError, exceptions.RedisError, OSError) as error:
+            raise Refused(_refusal(error), note=_note(error)) from error
+
+    async def _listen(self) -> None:
+        """Pass on what Redis tells of changes. Whatever is told while we don't hear it, all are told afterwards."""
+        while True:
+            with suppress(exceptions.RedisError, OSError, TimeoutError):
+                async with self._client.pubsub() as subscription:
+                    await self._hear(subscription)
+            self._changes.tell_all()
+            await asyncio.sleep(_RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - guards nothing
+
+    async def _hear(self, subscription: PubSub) -> None:
+        await subscription.subscribe(scripts.CHANNEL)
+        unanswered = 0
+        while unanswered < 2:
+            message = await subscription.get_message(timeout=_PING_SECONDS)
+            if message is None:
+                unanswered += 1
+                await subscription.ping()
+                continue
+            unanswered = 0
+            if message["type"] == "subscribe" or message["data"] == scripts.EVERYTHING:
+                self._changes.tell_all()
+            elif message["type"] == "message":
+                self._changes.tell(message["data"].decode())
+
+
+def _refusal(error: Exception) -> Refusal:
+    return Refusal.NO_SPACE if isinstance(error, exceptions.OutOfMemoryError) else Refusal.STORE_UNAVAILABLE
+
+
+def _note(error: Exception) -> str:
+    if isinstance(error, TimeoutError | exceptions.TimeoutError):
+        return f"Redis did not answer within {_BUDGET_SECONDS:g} s"
+    return f"Redis: {error}"[:_NOTE_LIMIT]

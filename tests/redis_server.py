@@ -1,0 +1,89 @@
+"""A Redis of the test's own: a real server, as a process, on a free port."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+from unit import eventually, free_port
+
+from server.stores.redis_scripts import MARK
+
+# What survives a restart: every write, at once.
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
+
+
+class RedisServer:
+    """Started at once. `stop` it in the end."""
+
+    def __init__(self, directory: Path, *options: str, port: int | None = None, before: tuple[str, ...] = ()) -> None:
+        self.directory = directory
+        self.port = port or free_port()
+        self._options = options
+        self._before = before
+        directory.mkdir(parents=True, exist_ok=True)
+        self.process = self._start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def client(self, **options: Any) -> "redis.Redis":
+        return redis.Redis(port=self.port, socket_timeout=5, **options)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [*self._before, "redis-server", "--port", str(self.port), "--bind", "127.0.0.1"]
+        where = ["--dir", str(self.directory), "--logfile", str(self.directory / "redis.log"), "--daemonize", "no"]
+        process = subprocess.Popen([*command, *where, *self._options])
+        eventually(self._answers)
+        return process
+
+    def _answers(self) -> bool:
+        try:
+            with self.client() as client:
+                return bool(client.ping())
+        except redis.AuthenticationError:
+            return True
+        except redis.RedisError:
+            return False
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def restart(self) -> None:
+        """Start again what was killed, on the same files."""
+        self.process = self._start()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait(10)
+
+    @contextmanager
+    def paused(self) -> Iterator[float]:
+        """Stopped while the context is open. Its value is when it was, on the monotonic clock."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield time.monotonic()
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    def is_settled(self) -> bool:
+        """Whether servers give statuses."""
+        with self.client() as client:
+            return bool(client.hget(MARK, "settled") == b"1")
+
+
+@contextmanager
+def running(directory: Path, *options: str) -> Iterator[RedisServer]:
+    server = RedisServer(directory, *options)
+    try:
+        yield server
+    finally:
+        server.stop()
