@@ -11,9 +11,8 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from unit import OWNER, UNIT_URL, HandExporter, Unit, answered, eventually
+from unit import OWNER, UNIT_URL, HandExporter, Unit, answered, eventually, refused
 
-from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest
 
@@ -23,14 +22,6 @@ def exporter(unit: Unit) -> Iterator[HandExporter]:
     unit.start_server()
     with unit.channel() as channel:
         yield HandExporter(channel)
-
-
-def refused(error: pytest.ExceptionInfo[grpc.RpcError]) -> tuple[str, str]:
-    info = client.error_info(error.value)
-    assert info is not None
-    assert info.domain == "cellexport"
-    assert info.metadata["personium_code"]
-    return error.value.code().name, info.reason
 
 
 def test_a_claim_says_all_that_an_exporter_needs(unit: Unit, exporter: HandExporter) -> None:

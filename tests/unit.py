@@ -23,7 +23,13 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from cellexport import client
-from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, Outcome, StartCellExportRequest
+from cellexport.v1.cell_export_pb2 import (
+    CancelCellExportRequest,
+    CellExport,
+    GetCellExportRequest,
+    Outcome,
+    StartCellExportRequest,
+)
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from cellexport.v1.exporter_pb2 import (
     ClaimedExport,
@@ -62,6 +68,15 @@ def needs(program: str) -> pytest.MarkDecorator:
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a disk or to give up rights")
+
+
+def refused(error: pytest.ExceptionInfo[grpc.RpcError]) -> tuple[str, str]:
+    """The status and the reason of a call that the server's own code refused."""
+    info = client.error_info(error.value)
+    assert info is not None
+    assert info.domain == "cellexport"
+    assert info.metadata["personium_code"]
+    return error.value.code().name, info.reason
 
 
 def answered(call: Callable[..., object], *arguments: object) -> bool:
@@ -149,6 +164,8 @@ class Unit:
     programs: list[Program] = field(default_factory=list)
     grpc_port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
+    # For every program that is started.
+    settings: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> "Unit":
         (self.directory / "cells").mkdir(parents=True)
@@ -185,6 +202,7 @@ class Unit:
             "CELLEXPORT_HTTP_LISTEN": f"127.0.0.1:{self.http_port}",
             "CELLEXPORT_MASTER_TOKEN": TOKEN,
             "CELLEXPORT_LEASE_SECONDS": str(self.lease_seconds),
+            **self.settings,
             **more,
         }
 
@@ -253,12 +271,12 @@ class Unit:
         return dict(answer.json())
 
     @contextmanager
-    def channel(self) -> Iterator[grpc.Channel]:
-        with client.channel(f"127.0.0.1:{self.grpc_port}") as channel:
+    def channel(self, port: int | None = None) -> Iterator[grpc.Channel]:
+        with client.channel(f"127.0.0.1:{port or self.grpc_port}") as channel:
             yield channel
 
-    def get(self, cell: str = "demo", token: str = TOKEN) -> CellExport:
-        with self.channel() as channel:
+    def get(self, cell: str = "demo", token: str = TOKEN, port: int | None = None) -> CellExport:
+        with self.channel(port) as channel:
             stub, request = CellExportServiceStub(channel), GetCellExportRequest(cell=cell)
             return stub.GetCellExport(request, metadata=client.bearer(token), timeout=10).cell_export
 
@@ -267,6 +285,12 @@ class Unit:
         with self.channel() as channel:
             request = StartCellExportRequest(cell=cell, name=name)
             call = CellExportServiceStub(channel).StartCellExport
+            return call(request, metadata=client.bearer(TOKEN), timeout=10).cell_export
+
+    def cancel(self, cell: str = "demo", name: str | None = None) -> CellExport:
+        with self.channel() as channel:
+            request = CancelCellExportRequest(cell=cell, name=name)
+            call = CellExportServiceStub(channel).CancelCellExport
             return call(request, metadata=client.bearer(TOKEN), timeout=10).cell_export
 
     def wait_until_ready(self, cell: str = "demo", *, within: float = 30.0) -> CellExport:
@@ -294,10 +318,11 @@ class HandExporter:
         assert claimed is not None
         return claimed
 
-    def report(self, claimed: ClaimedExport, sequence: int, done: int, total: int = 100) -> None:
+    def report(self, claimed: ClaimedExport, sequence: int, done: int, total: int = 100) -> bool:
+        """Report, and return whether the export is to end."""
         progress = Progress(work_done=done, work_total=total)
         request = ReportProgressRequest(cell=claimed.cell, lease=claimed.lease, sequence=sequence, progress=progress)
-        self.stub.ReportProgress(request, metadata=self.metadata, timeout=5)
+        return self.stub.ReportProgress(request, metadata=self.metadata, timeout=5).cancel_requested
 
     def finish(
         self,

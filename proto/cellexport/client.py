@@ -55,8 +55,8 @@ def _is_local(name: str) -> bool:
     scheme, _, rest = authority.partition(":")
     if scheme in ("ipv4", "ipv6", "dns"):
         authority = rest
-    host = authority.rpartition(":")[0] or authority
-    return is_loopback(host.removeprefix("[").removesuffix("]"))
+    hosts = [address.rpartition(":")[0] or address for address in authority.split(",")]
+    return all(is_loopback(host.removeprefix("[").removesuffix("]")) for host in hosts)
 
 
 def channel(name: str) -> grpc.Channel:
