@@ -300,6 +300,20 @@ class Unit:
 
         return eventually(look, within=within)
 
+    def wait_until_ready_or_away(self, cell: str = "demo", *, within: float = 30.0) -> CellExport:
+        """As `wait_until_ready`, where the store may be away meanwhile."""
+
+        def look() -> CellExport | None:
+            try:
+                status = self.get(cell)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                return None
+            return status if status.state == CellExport.STATE_READY else None
+
+        return eventually(look, within=within)
+
 
 class HandExporter:
     """An exporter played by the test, call by call."""
