@@ -74,8 +74,8 @@ class TextFormatter(logging.Formatter):
     """A readable line: level, message, fields as `key=value`. A trace follows on lines of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
-        words = [f"{record.levelname.lower():7}", _visible(record.getMessage())]
-        words += [f"{key}={_visible(str(_bounded(value)))}" for key, value in fields(record).items()]
+        words = [f"{record.levelname.lower():7}", visible(record.getMessage())]
+        words += [f"{key}={visible(str(_bounded(value)))}" for key, value in fields(record).items()]
         if record.exc_info:
             words.append("\n" + self.formatException(record.exc_info))
         return " ".join(words)
@@ -89,5 +89,6 @@ def _bounded(value: object) -> object:
     return value[:CLIENT_TEXT_LIMIT] if isinstance(value, str) else value
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """A text with escapes in place of what a terminal would obey, or what nobody would see."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -1,4 +1,4 @@
-"""`python -m server.exporter`: does exports, one at a time, until SIGTERM or SIGINT. Start several for more."""
+"""`python -m server.exporter` does exports, `python -m server.exporter verify` proves snapshots complete."""
 
 import logging
 import os
@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 
+import click
+
 from cellexport import client, logs
 from cellexport.settings import Environment, SettingError
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
@@ -14,6 +16,7 @@ from server.exporter.area import SnapshotArea
 from server.exporter.bar import Bar
 from server.exporter.config import Settings
 from server.exporter.runner import RefusedError, Runner
+from server.exporter.verify_command import verify
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
@@ -21,17 +24,30 @@ _log = logging.getLogger("server.exporter")
 
 
 def main() -> None:
-    """Work until a signal. A second signal ends the program at once."""
+    """Run the command line. A bad setting, or a refused token, ends it with status 2."""
     os.umask(0o077)
-    # Before any thread is started, so that all of them leave the signals to the one that waits for them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        terminal = logs.is_terminal()
-        logs.configure(Environment(os.environ), terminal=terminal)
-        _work(Settings.read(os.environ), terminal=terminal)
+        cli(prog_name="cellexport-exporter")
     except (SettingError, RefusedError, OSError) as error:
         print(f"cellexport-exporter: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Do exports, one at a time, until SIGTERM or SIGINT; a second signal ends the program at once. Start several for
+    more at a time. Settings come from the environment.
+    """
+    if context.invoked_subcommand is None:
+        # Before any thread is started, so that all of them leave the signals to the one that waits for them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        terminal = logs.is_terminal()
+        logs.configure(Environment(os.environ), terminal=terminal)
+        _work(Settings.read(os.environ), terminal=terminal)
+
+
+cli.add_command(verify)
 
 
 def _work(settings: Settings, *, terminal: bool) -> None:

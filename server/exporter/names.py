@@ -24,6 +24,11 @@ def entry_name(path: str) -> str:
     return "/".join(_UNSAFE.sub(_codes, _CODE.sub("%25", part)) for part in path.split("/"))
 
 
+def is_safe(name: str) -> bool:
+    """Whether an entry of that name unpacks below its directory, and nowhere else, wherever it is unpacked."""
+    return all(part and not _UNSAFE.search(part) for part in name.removesuffix("/").split("/"))
+
+
 def shown(path: str) -> str:
     """A path as JSON can hold it: bytes that are no UTF-8 become `\\xXX`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -20,7 +20,7 @@ from server.exporter.archive import Archive, Stop
 from server.exporter.tally import Tally
 from server.exporter.walk import Skipped, SourceError, walk
 
-_EXPORT_VERSION = 2
+EXPORT_VERSION = 2
 
 _ODATA = (
     "10_box",
@@ -40,6 +40,8 @@ _ODATA = (
     "70_userdata",
     "80_link",
 )
+# The entries that every snapshot has, besides the manifest and the list.
+ALWAYS = ("10_odata/00_cell.json", *(f"10_odata/{stem}.pjson" for stem in _ODATA))
 
 
 class StoppedError(Exception):
@@ -89,7 +91,7 @@ def write(subject: Subject, file: BinaryIO, spool: Path, tally: Tally, stop: Sto
         OSError: if the file can't be written.
     """
     head = {
-        "export_version": _EXPORT_VERSION,
+        "export_version": EXPORT_VERSION,
         "unit_url": subject.unit_url,
         "cell": subject.cell,
         "export_id": subject.export_id,

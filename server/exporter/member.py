@@ -1,0 +1,140 @@
+"""The content of a zip's entry, read strictly: it must be as long as the directory says, and lie where it says."""
+
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+
+from server.exporter.directory import UTF8_NAME, Record, widened
+from server.exporter.window import DamagedError, Window
+
+_HEADER = struct.Struct("<4s5H3L2H")
+_CHUNK = 256 * 1024
+
+_STORED, _DEFLATED = 0, 8
+# Bits of an entry's flags.
+_ENCRYPTED, _LEVELS, _DESCRIPTOR = 0x2041, 0x0006, 0x0008
+_KNOWN_FLAGS = _LEVELS | _DESCRIPTOR | UTF8_NAME
+# The first version that knows of large files; nothing in a snapshot needs a later one.
+_LATEST_VERSION = 45
+_DOS_DIRECTORY = 0x10
+# The numbers after an entry's data: with a signature or without, for large files or not. The longest first: one could
+# only be taken for a shorter one where the rest is nothing, and nothing is what no entry begins with.
+_DESCRIPTORS = (("<4sLQQ", b"PK\7\10"), ("<LQQ", None), ("<4sLLL", b"PK\7\10"), ("<LLL", None))
+
+
+def content(window: Window, record: Record, end: int) -> Iterator[bytes]:
+    """An entry's content, in pieces. All that was given is right if it comes to its end.
+
+    It never gives more than the size that the directory says, and reads nothing beyond `end`, whatever is in the file.
+
+    Args:
+        end: where the entry must end.
+
+    Raises:
+        DamagedError: if anything about it is wrong.
+        OSError: if the file can't be read.
+    """
+    _check_kind(record)
+    start = _start(window, record)
+    # Not only at the end: entries that lie over each other could unpack to any number of times what they are.
+    if start + record.compressed > end:
+        raise DamagedError("it lies over the next entry")
+    crc = 0
+    chunks = _inflated(window, record, start) if record.method == _DEFLATED else _stored(window, record, start)
+    for chunk in chunks:
+        crc = zlib.crc32(chunk, crc)
+        yield chunk
+    if crc != record.crc:
+        raise DamagedError("its content is damaged (CRC-32)")
+    data_end = start + record.compressed
+    if record.flags & _DESCRIPTOR:
+        data_end += _descriptor_length(window, record, data_end)
+    if data_end != end:
+        raise DamagedError("it doesn't end where the next begins")
+
+
+def _check_kind(record: Record) -> None:
+    if record.flags & _ENCRYPTED:
+        raise DamagedError("it is encrypted")
+    if record.flags & ~_KNOWN_FLAGS:
+        raise DamagedError(f"it has flags that no snapshot has ({record.flags:#06x})")
+    if record.method not in (_STORED, _DEFLATED):
+        raise DamagedError(f"it is compressed by method {record.method}, which no snapshot has")
+    if record.version & 0xFF > _LATEST_VERSION or record.disk:
+        raise DamagedError("it needs another reader, or another disk")
+    is_directory = record.raw_name.endswith(b"/")
+    kind = stat.S_IFMT(record.attributes >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise DamagedError("it would unpack as a link or a special file")
+    if not is_directory and (kind == stat.S_IFDIR or record.attributes & _DOS_DIRECTORY):
+        raise DamagedError("it is called a directory, and its name is a file's")
+    if is_directory and record.size:
+        raise DamagedError("it is a directory, and has content")
+
+
+def _start(window: Window, record: Record) -> int:
+    """Where the data of an entry begins, after its own header was found to say what the directory does."""
+    header = window.read(record.offset, _HEADER.size)
+    signature, version, flags, method, _, _, crc, compressed, size, name_length, extra_length = _HEADER.unpack(header)
+    if signature != b"PK\3\4":
+        raise DamagedError("it is not where the directory says")
+    named = record.offset + _HEADER.size
+    text = window.read(named, name_length + extra_length)
+    size, compressed = widened(text[name_length:], size, compressed)
+    if (text[:name_length], flags, method) != (record.raw_name, record.flags, record.method):
+        raise DamagedError("its header says something else than the directory")
+    numbers, expected = (crc, compressed, size), (record.crc, record.compressed, record.size)
+    # What was not known when the header was written is 0 there, and follows the data.
+    later = flags & _DESCRIPTOR
+    if any(number != right and (number or not later) for number, right in zip(numbers, expected, strict=True)):
+        raise DamagedError("its header says something else than the directory")
+    if version & 0xFF > _LATEST_VERSION:
+        raise DamagedError("it needs another reader")
+    return int(named + name_length + extra_length)
+
+
+def _stored(window: Window, record: Record, start: int) -> Iterator[bytes]:
+    if record.compressed != record.size:
+        raise DamagedError("it is not compressed, and has two sizes")
+    left = record.size
+    while left:
+        chunk = window.read(start + record.size - left, min(left, _CHUNK))
+        left -= len(chunk)
+        yield chunk
+
+
+def _inflated(window: Window, record: Record, start: int) -> Iterator[bytes]:
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    left, unread, pending = record.size, record.compressed, b""
+    while not inflater.eof:
+        if not pending:
+            pending = window.read(start + record.compressed - unread, min(unread, _CHUNK))
+            unread -= len(pending)
+        exhausted = not pending
+        try:
+            chunk = inflater.decompress(pending, min(left + 1, _CHUNK))
+        except zlib.error as error:
+            raise DamagedError("its content is damaged (deflate)") from error
+        pending = inflater.unconsumed_tail
+        left -= len(chunk)
+        if left < 0:
+            raise DamagedError(f"it is longer than its {record.size:,} bytes")
+        if chunk:
+            yield chunk
+        elif exhausted and not inflater.eof:
+            raise DamagedError("its content breaks off")
+    if left:
+        raise DamagedError(f"it is {left:,} bytes shorter than its {record.size:,}")
+    if unread or inflater.unused_data:
+        raise DamagedError("something stands behind its content")
+
+
+def _descriptor_length(window: Window, record: Record, position: int) -> int:
+    numbers = (record.crc, record.compressed, record.size)
+    for layout, signature in _DESCRIPTORS:
+        length = struct.calcsize(layout)
+        expected = numbers if signature is None else (signature, *numbers)
+        if position + length <= window.size and struct.unpack(layout, window.read(position, length)) == expected:
+            return length
+    raise DamagedError("what follows its content says something else than the directory")

@@ -1,0 +1,178 @@
+"""Proves a snapshot complete by its own manifest, or says what is wrong with it.
+
+The file may have been damaged in any way, or be made to do harm. It is read in pieces; what grows with it is a digest
+and a number for each entry. Nothing is inflated further than the list says that it goes.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.exporter import names
+from server.exporter.archive import ENTRIES
+from server.exporter.area import MANIFEST
+from server.exporter.directory import Directory, Record
+from server.exporter.listing import MANIFEST_LIMIT, Manifest, read_lines, read_manifest
+from server.exporter.member import content
+from server.exporter.snapshot import ALWAYS
+from server.exporter.tally import Tally
+from server.exporter.window import DamagedError, Window, opened
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong. `part` is an entry's name as the file has it, or `zip`, or `file`."""
+
+    part: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """That nothing is wrong."""
+
+    manifest: Manifest
+
+
+def verify(path: Path, tally: Tally, tick: Callable[[], None]) -> Iterator[Problem | Complete]:
+    """Everything that is wrong with a file; or, at the end and if nothing is, that it is complete.
+
+    Whatever is in the file, nothing is raised but what `tick` raises.
+
+    Args:
+        tally: counts what was looked at.
+        tick: called often.
+    """
+    try:
+        with opened(path) as (window, data):
+            try:
+                yield from _Check(window, data, tally, tick).run()
+            except DamagedError as error:
+                yield Problem("zip", str(error))
+    except DamagedError as error:
+        yield Problem("file", str(error))
+    except OSError as error:
+        yield Problem("file", f"it can't be read: {error.strerror}")
+
+
+class _Check:
+    """A look at one file. Methods that give problems may raise DamagedError if no more can be found out."""
+
+    def __init__(self, window: Window, data: Window, tally: Tally, tick: Callable[[], None]) -> None:
+        self._data = data
+        self._directory = Directory(window)
+        self._tally = tally
+        self._tick = tick
+        # Where each name's record is, by the name's digest: names may be long. Those met in the list are inverted.
+        self._index: dict[bytes, int] = {}
+
+    def run(self) -> Iterator[Problem | Complete]:
+        right = True
+        for finding in self._findings():
+            if isinstance(finding, Problem):
+                right = False
+            elif not right:
+                return
+            yield finding
+
+    def _findings(self) -> Iterator[Problem | Complete]:
+        yield from self._read_directory()
+        part = MANIFEST
+        try:
+            manifest = self._read_manifest()
+            part = ENTRIES
+            yield from self._read_list(manifest)
+        except DamagedError as error:
+            yield Problem(part, str(error))
+            return
+        yield from self._unlisted()
+        yield Complete(manifest)
+
+    def _read_directory(self) -> Iterator[Problem]:
+        last, size, ordered = -1, 0, True
+        for record in self._directory.records():
+            self._tick()
+            if last < 0 < record.offset:
+                raise DamagedError("something was put before it")
+            if last < record.offset < self._directory.start:
+                last = record.offset
+            else:
+                ordered = False
+                yield Problem(record.name, "it doesn't lie between the entry before it and the directory")
+            size += record.size
+            if not record.name_is_text:
+                yield Problem(record.name, "its name is not UTF-8, or not marked as that")
+            elif not names.is_safe(record.name):
+                yield Problem(record.name, "its name could unpack elsewhere, or not at all, on some system")
+            if self._index.setdefault(_key(record.raw_name), record.position) != record.position:
+                yield Problem(record.name, "it is in the zip more than once")
+        if not ordered:
+            raise DamagedError("no content was looked at, since its entries could lie over each other")
+        self._tally.entries_total, self._tally.bytes_total = self._directory.count, size
+
+    def _read_manifest(self) -> Manifest:
+        record = self._take(MANIFEST)
+        if record.size > MANIFEST_LIMIT:
+            raise DamagedError(f"it is longer than {MANIFEST_LIMIT:,} bytes")
+        return read_manifest(b"".join(self._content(record)))
+
+    def _read_list(self, manifest: Manifest) -> Iterator[Problem]:
+        entries = self._take(ENTRIES)
+        # It is read twice: what it says means nothing before its hash was found right.
+        self._compare(entries, entries.size, manifest.entries_sha256, "the manifest")
+        count, size, always = 0, 0, set(ALWAYS)
+        for line in read_lines(self._content(entries)):
+            if line.skipped:
+                continue
+            count += 1
+            size += line.size
+            always.discard(line.name)
+            try:
+                self._compare(self._take(line.name), line.size, line.sha256, "the list")
+            except DamagedError as error:
+                yield Problem(line.name, str(error))
+            self._tally.entries_done += 1
+        for said, listed, what in ((manifest.entry_count, count, "entries"), (manifest.bytes, size, "bytes")):
+            if said != listed:
+                yield Problem(MANIFEST, f"it says {said:,} {what}, and the list {listed:,}")
+        for name in sorted(always):
+            if _key(name.encode()) not in self._index:
+                yield Problem(name, "it is missing, and every snapshot has it")
+
+    def _unlisted(self) -> Iterator[Problem]:
+        for position in self._index.values():
+            if position >= 0:
+                yield Problem(self._directory.record(position).name, "it is not in the list")
+
+    def _take(self, name: str) -> Record:
+        """The record of a name that was not asked for before."""
+        # A name in JSON may have half a character in it, which no name in a zip has.
+        key = _key(name.encode("utf-8", "surrogatepass"))
+        position = self._index.get(key)
+        if position is None:
+            raise DamagedError("it is missing")
+        if position < 0:
+            raise DamagedError("it is in the list more than once")
+        self._index[key] = ~position
+        return self._directory.record(position)
+
+    def _compare(self, record: Record, size: int, sha256: str, whose: str) -> None:
+        """Raise DamagedError unless an entry's content is what is said of it."""
+        if record.size != size:
+            raise DamagedError(f"it has {record.size:,} bytes, and {size:,} by {whose}")
+        digest = hashlib.sha256()
+        for chunk in self._content(record):
+            digest.update(chunk)
+        if digest.hexdigest() != sha256:
+            raise DamagedError(f"its content is another than {whose} says (SHA-256)")
+
+    def _content(self, record: Record) -> Iterator[bytes]:
+        for chunk in content(self._data, record, self._directory.end_of(record)):
+            self._tick()
+            self._tally.bytes_done += len(chunk)
+            yield chunk
+
+
+def _key(name: bytes) -> bytes:
+    return hashlib.blake2b(name, digest_size=16).digest()
