@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.exporter.names import entry_name
+from server.exporter.names import entry_name, is_safe
 
 component = st.binary(min_size=1, max_size=40).filter(
     lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..")
@@ -46,3 +46,5 @@ def test_an_entry_unpacks_nowhere_but_below_its_directory(parts: list[bytes]) ->
         assert not flavour.anchor
         assert ".." not in flavour.parts
     assert all(part.strip(" .") or part == "" for part in name.split("/"))
+    assert is_safe(name)
+    assert is_safe(name + "/")
