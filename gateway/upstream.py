@@ -1,6 +1,9 @@
 """The calls to the server, each with a deadline."""
 
 import threading
+import time
+
+import grpc
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, StartCellExportRequest
@@ -8,6 +11,8 @@ from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 
 # A request is answered within 3 seconds, whatever the server does.
 _DEADLINE_SECONDS = 2.5
+# A call at once after a connection broke may be sent on the same, which has not found out yet.
+_PAUSE_SECONDS = 0.05
 
 
 class Upstream:
@@ -20,15 +25,28 @@ class Upstream:
     def __init__(self, target: str) -> None:
         self._target = target
         self._lock = threading.Lock()
+        # Never set.
+        self._pause = threading.Event()
         self._lazy_stub: CellExportServiceStub | None = None
 
     def get(self, cell: str, metadata: client.Metadata) -> CellExport:
-        request = GetCellExportRequest(cell=cell)
-        return self._stub().GetCellExport(request, timeout=_DEADLINE_SECONDS, metadata=metadata).cell_export
+        """Asked for once more, within the same time, if the connection broke before the server's word was here."""
+        until = time.monotonic() + _DEADLINE_SECONDS
+        try:
+            return self._get(cell, metadata, _DEADLINE_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or client.error_info(error) is not None:
+                raise
+            self._pause.wait(_PAUSE_SECONDS)
+            return self._get(cell, metadata, until - time.monotonic())
 
     def start(self, cell: str, name: str | None, metadata: client.Metadata) -> CellExport:
         request = StartCellExportRequest(cell=cell, name=name)
         return self._stub().StartCellExport(request, timeout=_DEADLINE_SECONDS, metadata=metadata).cell_export
+
+    def _get(self, cell: str, metadata: client.Metadata, seconds: float) -> CellExport:
+        request = GetCellExportRequest(cell=cell)
+        return self._stub().GetCellExport(request, timeout=seconds, metadata=metadata).cell_export
 
     def _stub(self) -> CellExportServiceStub:
         """Made with the first call: a channel does not survive the fork of a pre-forking server."""
