@@ -1,0 +1,153 @@
+"""A TCP proxy that does to connections what networks do: delay, throttle, swallow, cut off, reset.
+
+    with ChaosProxy(unit.grpc_port) as proxy:
+        unit.start_gateway(CELLEXPORT_GRPC_TARGET=f"127.0.0.1:{proxy.port}")
+        proxy.latency = 10.0
+
+It runs in a thread of its own. Its faults may be changed at any time, and hold for what passes from then on.
+"""
+
+import asyncio
+import socket
+import struct
+import threading
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Self
+
+_PIECE = 64 * 1024
+# Closing sends a reset then, and nothing that was still to be sent.
+_AT_ONCE = struct.pack("ii", 1, 0)
+
+
+class _Cut(Exception):
+    """Raised where a connection is to be reset."""
+
+
+class ChaosProxy:
+    """Passes connections on to a port of this machine, with faults.
+
+    Args:
+        target: the port.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cut_next: int | None = None
+        self._thread: threading.Thread | None = None
+        self.port = 0
+        # For how many seconds, at least, what the server sends is held back.
+        self.latency = 0.0
+        # How many bytes a second the server may send; None is no limit.
+        self.bandwidth: float | None = None
+        # Whether bytes vanish, both ways, on connections that stay open.
+        self.black_hole = False
+        # After how many bytes from the server each connection is reset; None is never.
+        self.cut_each: int | None = None
+        # How many connections were cut.
+        self.resets = 0
+
+    def __enter__(self) -> Self:
+        started: Future[int] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), name="chaosproxy")
+        self._thread.start()
+        self.port = started.result(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        if self._thread is not None:
+            self._thread.join(10)
+
+    def cut_next(self, count: int | None) -> None:
+        """Reset, once, the connection on which the server sends next, after so many bytes. None takes that back."""
+        self._cut_next = count
+
+    def reset_all(self) -> None:
+        """Reset every connection that is open now."""
+        self._loop.call_soon_threadsafe(self._reset_all)
+
+    async def _serve(self, started: "Future[int]") -> None:
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        server = await asyncio.start_server(self._start, "127.0.0.1", 0)
+        started.set_result(server.sockets[0].getsockname()[1])
+        await self._over.wait()
+        server.close()
+        self._reset_all()
+        await asyncio.gather(*self._tasks)
+
+    def _start(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._accept(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            answers, server = await asyncio.open_connection("127.0.0.1", self._target)
+            self._writers.add(server)
+            try:
+                await self._pass_on(reader, writer, answers, server)
+            finally:
+                self._writers.discard(server)
+                server.close()
+        except OSError:
+            _reset(writer)
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _pass_on(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        answers: asyncio.StreamReader,
+        server: asyncio.StreamWriter,
+    ) -> None:
+        """Pass bytes on, both ways, until either side ends or the connection is to be cut."""
+        ways = [asyncio.create_task(self._ask(reader, server)), asyncio.create_task(self._answer(answers, writer))]
+        try:
+            ended, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+        if any(isinstance(way.exception(), _Cut) for way in ended):
+            self.resets += 1
+            _reset(writer)
+
+    async def _ask(self, reader: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
+        while piece := await reader.read(_PIECE):
+            if not self.black_hole:
+                server.write(piece)
+                await server.drain()
+
+    async def _answer(self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left = self.cut_each
+        while piece := await answers.read(_PIECE):
+            await asyncio.sleep(self.latency + (len(piece) / self.bandwidth if self.bandwidth else 0))
+            if self.black_hole:
+                continue
+            left, self._cut_next = _left(left, piece), _left(self._cut_next, piece)
+            over = min((number for number in (left, self._cut_next) if number is not None), default=0)
+            writer.write(piece[:over] if over < 0 else piece)
+            if over < 0:
+                self._cut_next = None
+                raise _Cut
+            await writer.drain()
+
+    def _reset_all(self) -> None:
+        for writer in self._writers:
+            _reset(writer)
+
+
+def _left(count: int | None, piece: bytes) -> int | None:
+    return None if count is None else count - len(piece)
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+    writer.transport.abort()
