@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import snapshots
-from unit import Unit, eventually, needs
+from oracle import Oracle
+from unit import Unit, answered, eventually, needs
 
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 
@@ -70,13 +71,17 @@ def wait_for_the_end(unit: Unit) -> CellExport:
     return status
 
 
+@pytest.mark.fault("F01")
+@pytest.mark.long
 def test_a_killed_server_loses_nothing_and_the_export_goes_on(busy_unit: Unit) -> None:
     server = busy_unit.programs[0]
-    with watching(busy_unit) as answers:
+    assert busy_unit.http().status == 200
+    with Oracle(busy_unit), watching(busy_unit) as answers:
         before = busy_unit.get()
         server.kill()
         eventually(lambda: any(status == 503 for _, status, _ in answers))
         busy_unit.start_server()
+        eventually(lambda: answered(busy_unit.get))
         after = busy_unit.get()
         eventually(lambda: answers[-1][1] == 200)
         assert after.exportation.start_time == before.exportation.start_time
@@ -88,24 +93,29 @@ def test_a_killed_server_loses_nothing_and_the_export_goes_on(busy_unit: Unit) -
     snapshots.read(busy_unit.snapshots / "demo" / "busy.zip")
 
 
+@pytest.mark.fault("F02")
 def test_a_killed_exporter_ends_its_export_within_the_lease(busy_unit: Unit) -> None:
     exporter = busy_unit.programs[2]
-    exporter.kill()
-    killed = time.monotonic()
-    assert busy_unit.status()["status"] == "exportation in progress"
-    status = busy_unit.wait_until_ready()
-    assert time.monotonic() - killed < busy_unit.lease_seconds + 1
-    assert (status.last_outcome.result, status.last_outcome.reason) == (
-        Outcome.RESULT_INTERRUPTED,
-        Outcome.REASON_LEASE_EXPIRED,
-    )
-    assert files(busy_unit) == ["busy.error"]
-    (busy_unit.directory / "cells" / "demo" / "webdav" / "large").unlink()
-    busy_unit.start_exporter()
-    busy_unit.begin("busy")
-    assert wait_for_the_end(busy_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
+    assert busy_unit.http().status == 200
+    with Oracle(busy_unit):
+        exporter.kill()
+        killed = time.monotonic()
+        assert busy_unit.status()["status"] == "exportation in progress"
+        status = busy_unit.wait_until_ready()
+        assert time.monotonic() - killed < busy_unit.lease_seconds + 1
+        assert busy_unit.status() == {"status": "ready"}
+        assert (status.last_outcome.result, status.last_outcome.reason) == (
+            Outcome.RESULT_INTERRUPTED,
+            Outcome.REASON_LEASE_EXPIRED,
+        )
+        assert files(busy_unit) == ["busy.error"]
+        (busy_unit.directory / "cells" / "demo" / "webdav" / "large").unlink()
+        busy_unit.start_exporter()
+        busy_unit.begin("busy")
+        assert wait_for_the_end(busy_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
 
 
+@pytest.mark.fault("F04")
 def test_a_killed_gateway_is_missed_by_nobody_else(busy_unit: Unit) -> None:
     gateway = busy_unit.programs[1]
     gateway.kill()
@@ -127,6 +137,7 @@ def test_a_killed_worker_of_the_gateway_is_replaced(unit: Unit) -> None:
     assert unit.http().status == 200
 
 
+@pytest.mark.fault("F08")
 def test_a_server_that_is_told_to_end_does_so_though_exporters_wait(unit: Unit) -> None:
     server = unit.start_server()
     unit.start_exporter()
@@ -163,6 +174,7 @@ def test_an_exporter_that_was_paused_past_its_lease_publishes_nothing(busy_unit:
     assert wait_for_the_end(busy_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
 
 
+@pytest.mark.fault("F06")
 def test_a_paused_server_costs_no_living_exporter_its_lease(busy_unit: Unit) -> None:
     server = busy_unit.programs[0]
     assert busy_unit.http().status == 200
@@ -219,13 +231,17 @@ def test_parts_of_the_dead_are_swept_and_those_of_the_living_are_not(busy_unit: 
     assert len(list(other.parent.glob("busy.*.part"))) == 1
 
 
+@pytest.mark.fault("F05")
 def test_a_gateway_that_starts_first_finds_the_server_when_it_comes(unit: Unit) -> None:
-    unit.start_gateway()
+    gateway = unit.start_gateway()
+    begun = time.monotonic()
     answer = unit.http()
+    assert time.monotonic() - begun < 3
     assert (answer.status, answer.code) == (503, "PR503-SV-0002")
     assert answer.headers["retry-after"] == "1"
     unit.start_server()
     eventually(lambda: unit.http().status == 200, within=2)
+    assert gateway.process.poll() is None
 
 
 def _answers(unit: Unit) -> bool:

@@ -162,12 +162,15 @@ def test_odd_names_and_dates_survive(unit: Unit) -> None:
     assert (found["20_webdav/CASE"]["mtime"], found["20_webdav/case"]["mtime"]) == (-86_400_000, 5_000_000_000_000)
 
 
+@pytest.mark.fault("F12")
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_file_of_two_gigabytes_shows_progress_and_needs_no_more_memory(unit: Unit) -> None:
     with (unit.directory / "cells" / "demo" / "webdav" / "huge").open("wb") as huge:
         huge.truncate(2 * 1024**3 + 1)
     unit.start_server()
-    exporter = unit.start_exporter()
+    # All that it may have at all, threads and libraries with it, is less than the file.
+    exporter = unit.start_exporter("prlimit", f"--as={2 * 1024**3}")
     unit.begin("huge")
     seen: set[int] = set()
 
@@ -240,6 +243,7 @@ def test_a_snapshot_too_large_for_its_place_fails_and_the_next_try_succeeds(unit
     assert [path.name for path in (unit.snapshots / "demo").iterdir()] == ["large.zip"]
 
 
+@pytest.mark.fault("F09")
 def test_sigterm_ends_an_export_cleanly_and_soon(unit: Unit) -> None:
     with (unit.directory / "cells" / "demo" / "webdav" / "huge").open("wb") as huge:
         huge.truncate(50 * 1024**3)

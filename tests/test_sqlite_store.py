@@ -161,6 +161,7 @@ def test_a_log_left_by_a_removed_database_is_not_taken_for_the_new_ones(tmp_path
     run(tmp_path / "new", read)
 
 
+@pytest.mark.fault("F13")
 def test_a_second_server_on_the_same_file_is_refused_with_one_sentence(unit: Unit) -> None:
     unit.start_server()
     second = unit.start("server", CELLEXPORT_GRPC_LISTEN="127.0.0.1:0")
@@ -170,11 +171,13 @@ def test_a_second_server_on_the_same_file_is_refused_with_one_sentence(unit: Uni
     assert unit.get().cell == "demo"
 
 
+@pytest.mark.fault("F13")
 def test_a_second_server_on_the_same_port_is_refused_with_one_sentence(unit: Unit) -> None:
     unit.start_server()
     second = unit.start("server", CELLEXPORT_STORE=f"sqlite:///{unit.directory}/other.db")
     assert second.process.wait(10) == 2
     assert "CELLEXPORT_GRPC_LISTEN: 127.0.0.1" in second.log.read_text()
+    assert unit.get().cell == "demo"
 
 
 def test_a_removed_file_makes_the_answer_503_and_never_ready(unit: Unit) -> None:
