@@ -83,6 +83,18 @@ def test_a_server_that_answers_late_is_a_504_in_time_and_costs_no_thread(unit: U
 
 
 @pytest.mark.fault("F16")
+def test_a_server_that_is_slow_to_greet_is_reached_all_the_same(unit: Unit, proxy: ChaosProxy) -> None:
+    with Oracle(unit):
+        proxy.latency = 0.7
+        proxy.reset_all()
+        seconds, answer = timed(unit)
+        # Slower than it should be, and not away.
+        assert outcome(answer) in (READY, LATE)
+        assert seconds < IN_TIME
+        eventually(lambda: outcome(unit.http()) == READY)
+
+
+@pytest.mark.fault("F16")
 def test_a_thousand_calls_whose_deadline_passes_are_stopped_in_the_server_too(unit: Unit) -> None:
     unit.start_server()
     with Oracle(unit, exporter=False), unit.channel() as channel:

@@ -21,9 +21,11 @@ DOMAIN = "cellexport"
 Metadata = tuple[tuple[str, str], ...]
 
 # A server that is back is found again within a second, and one that is away is not knocked at more often than that.
+# What is called the least backoff is how long a connection may take to come about: shorter, and a server that is only
+# slow would never be reached.
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.min_reconnect_backoff_ms", 2500),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", 1024 * 1024),
