@@ -4,7 +4,9 @@ import fcntl
 import os
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from server.errors import Refusal, Refused
 from server.stores import StoreError
@@ -63,6 +65,30 @@ _MIGRATIONS = (_VERSION_1, _VERSION_2)
 SCHEMA_VERSION = len(_MIGRATIONS)
 
 
+class _Connection(sqlite3.Connection):
+    """A connection that can look at the first bytes of its file.
+
+    It does so through a descriptor that is closed last. To open the file again each time would be to lose SQLite's own
+    lock on it, which ends when the process closes any descriptor of the file; and then the next program that does no
+    more than read would take itself for the last one, and remove the log with all that was written to it.
+    """
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            super().__init__(path, **options)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def has_magic(self) -> bool:
+        return os.pread(self._file, len(_MAGIC), 0) == _MAGIC
+
+    def close(self) -> None:
+        super().close()
+        os.close(self._file)
+
+
 def open_file(path: Path) -> tuple[int, sqlite3.Connection]:
     """Lock the file for this server, make it if it is missing, and open it. Returns the lock's descriptor as well.
 
@@ -112,7 +138,8 @@ def _create(path: Path) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     _require_magic(path)
-    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+    _require_writable(path)
+    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, factory=_Connection)
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
@@ -140,6 +167,13 @@ def _require_magic(path: Path) -> None:
             raise StoreError(f"{path} is damaged: it is no SQLite database. Restore it, or remove it to begin anew.")
 
 
+def _require_writable(path: Path) -> None:
+    """SQLite itself would open what it may not write for reading, and say so only with the first write."""
+    for ending in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            os.close(os.open(path.with_name(path.name + ending), os.O_RDWR | os.O_CLOEXEC))
+
+
 def identity(path: Path) -> tuple[int, int]:
     """What tells this file from another that is put in its place."""
     status = path.stat()
@@ -165,9 +199,9 @@ def check(connection: sqlite3.Connection, path: Path, opened: tuple[int, int], w
         Refused: STORE_UNAVAILABLE
     """
     try:
-        _require_magic(path)
-        same = identity(path) == opened and foreign_writes(connection) == writes
-    except (OSError, StoreError):
+        whole = isinstance(connection, _Connection) and connection.has_magic()
+        same = whole and identity(path) == opened and foreign_writes(connection) == writes
+    except OSError:
         same = False
     if not same:
         raise Refused(
