@@ -1,0 +1,129 @@
+"""Faults to inject with what a plain Debian has: small disks, system calls that fail, a wire that holds back."""
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from unit import Program, Unit, eventually
+
+
+def _may_mount() -> bool:
+    return shutil.which("unshare") is not None and subprocess.run(["unshare", "--mount", "true"]).returncode == 0
+
+
+needs_mount = pytest.mark.skipif(os.geteuid() != 0 or not _may_mount(), reason="needs root's right to mount a disk")
+
+
+def warm(unit: Unit) -> None:
+    """Have the gateway start the threads that it starts with its first requests, before it is measured."""
+    for _ in range(60):
+        unit.http()
+
+
+@contextmanager
+def disk(place: Path, options: str) -> Iterator[Path]:
+    """A disk in memory, mounted at a directory as long as the context is open."""
+    place.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        # Lazily: programs that a test has left running may hold files on it.
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def remount(place: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", place], check=True)
+
+
+def fill(place: Path) -> Path:
+    """Take all the room that a disk has left, and return the file that holds it."""
+    filler = place / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+@contextmanager
+def failing(program: Program, calls: str, error: str, *paths: Path) -> Iterator[Path]:
+    """System calls of a running program fail with an error, on these paths if any are given.
+
+    The context's value is a file with one line for each that failed.
+    """
+    log = program.log.with_suffix(f".{error}")
+    only = [word for path in paths for word in ("-P", str(path))]
+    inject = ["-e", f"trace={calls}", "-e", f"inject={calls}:error={error}"]
+    pid = program.process.pid
+    tracer = subprocess.Popen(
+        ["strace", "-f", "-qqq", "-o", log, *only, *inject, "-p", str(pid)], stderr=subprocess.DEVNULL
+    )
+    try:
+        eventually(lambda: tracer.poll() is not None or _is_traced(pid))
+        assert tracer.poll() is None, "strace could not attach"
+        yield log
+    finally:
+        tracer.terminate()
+        tracer.wait(10)
+
+
+def traced(calls: str, inject: str, log: Path | str = "/dev/null", paths: Sequence[Path] = ()) -> list[str]:
+    """The words before a command line whose system calls are to fail from its start on."""
+    only = [word for path in paths for word in ("-P", str(path))]
+    return ["strace", "-f", "-qqq", "-o", str(log), *only, "-e", f"trace={calls}", "-e", f"inject={calls}:{inject}"]
+
+
+def _is_traced(pid: int) -> bool:
+    statuses = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return not any("TracerPid:\t0\n" in status for status in statuses)
+
+
+class Wire:
+    """A way to a port that holds back what is sent to it while `held` is set, and loses nothing."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._flows = threading.Event()
+        self._flows.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = [self._listener]
+        self.port = int(self._listener.getsockname()[1])
+
+    def __enter__(self) -> "Wire":
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flows.set()
+        for opened in self._sockets:
+            with suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+            opened.close()
+
+    def hold(self) -> None:
+        self._flows.clear()
+
+    def let_go(self) -> None:
+        self._flows.set()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._target))
+                self._sockets += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                self._flows.wait()
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
