@@ -12,7 +12,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, Protocol, cast
 
 from server.exporter import names
 from server.exporter.area import MANIFEST
@@ -135,19 +135,17 @@ def _original(name: str, original: str) -> dict[str, object]:
     return {} if name == original else {"original_name": names.shown(original)}
 
 
-class _Info(zipfile.ZipInfo):
-    # A million of these are held at a time: without it, each has room for attributes that nobody sets.
-    __slots__ = ()
-
+class _Leveled(Protocol):
     # Before Python 3.13 an entry that is streamed has no public name for its level, and would not take the zip's own.
     _compresslevel: int
 
 
 def _info(name: str, mtime_ns: int, mode: int) -> zipfile.ZipInfo:
-    info = _Info(name, _date(mtime_ns))
+    # No subclass: each of a million would have room for attributes that nobody sets.
+    info = zipfile.ZipInfo(name, _date(mtime_ns))
     info.compress_type = zipfile.ZIP_DEFLATED
     info.external_attr = mode
-    info._compresslevel = _LEVEL
+    cast(_Leveled, info)._compresslevel = _LEVEL
     return info
 
 
