@@ -11,10 +11,11 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from oracle import unchanged
 from unit import OWNER, UNIT_URL, HandExporter, Unit, answered, eventually, refused
 
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
-from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest
+from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest, Progress, ReportProgressRequest
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def test_a_claim_whose_caller_has_gone_is_given_to_the_next(unit: Unit, exporter
     assert exporter.claim() is not None
 
 
+@pytest.mark.fault("F55")
 def test_progress_is_whole_percent_never_falls_and_is_at_most_99(unit: Unit, exporter: HandExporter) -> None:
     unit.begin()
     claimed = exporter.must_claim()
@@ -82,6 +84,7 @@ def test_progress_is_whole_percent_never_falls_and_is_at_most_99(unit: Unit, exp
     assert seen == [0, 33, 99, 99, 99, 99]
 
 
+@pytest.mark.fault("F55")
 def test_an_old_report_changes_nothing(unit: Unit, exporter: HandExporter) -> None:
     unit.begin()
     claimed = exporter.must_claim()
@@ -92,6 +95,7 @@ def test_an_old_report_changes_nothing(unit: Unit, exporter: HandExporter) -> No
     assert unit.get() == before
 
 
+@pytest.mark.fault("F55")
 @pytest.mark.parametrize(
     ("sequence", "done", "total"), [(0, 1, 2), (-1, 1, 2), (1, -1, 2), (1, 3, 2), (1, 1, -1), (1, 1, 2**61)]
 )
@@ -105,6 +109,23 @@ def test_a_report_that_cannot_be_true_is_refused_and_changes_nothing(
         exporter.report(claimed, sequence, done, total)
     assert refused(error) == ("INVALID_ARGUMENT", "PROGRESS_INVALID")
     assert unit.get() == before
+
+
+@pytest.mark.fault("F55")
+@pytest.mark.parametrize(
+    "numbers",
+    [{"entries_done": -1}, {"entries_done": 3, "entries_total": 2}, {"bytes_done": 3, "bytes_total": 2}],
+    ids=["below 0", "more entries than there are", "more bytes than there are"],
+)
+def test_no_number_of_a_report_may_be_impossible(unit: Unit, exporter: HandExporter, numbers: dict[str, int]) -> None:
+    unit.begin()
+    claimed = exporter.must_claim()
+    exporter.report(claimed, 1, 40)
+    progress = Progress(work_done=50, work_total=100, **numbers)
+    request = ReportProgressRequest(cell="demo", lease=claimed.lease, sequence=2, progress=progress)
+    with unchanged(unit), pytest.raises(grpc.RpcError) as error:
+        exporter.stub.ReportProgress(request, metadata=exporter.metadata, timeout=5)
+    assert refused(error) == ("INVALID_ARGUMENT", "PROGRESS_INVALID")
 
 
 def test_only_the_lease_that_was_given_counts(unit: Unit, exporter: HandExporter) -> None:
@@ -177,6 +198,7 @@ def test_a_result_and_a_reason_must_go_together(
     assert unit.get().state == CellExport.STATE_EXPORTING
 
 
+@pytest.mark.fault("F53")
 def test_an_exporter_that_is_silent_for_its_lease_has_lost_it(unit: Unit, exporter: HandExporter) -> None:
     unit.begin("silent")
     claimed = exporter.must_claim()

@@ -1,0 +1,147 @@
+"""Time under faults: the server's wall clock jumps while an export runs, and a report comes far too late.
+
+Leases are on a clock that doesn't jump; tokens are judged by the one that does.
+"""
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from injection import Wire
+from oracle import Oracle, unchanged
+from tokens import ACCESS_FILE, SECRET, resident, verdict
+from unit import HandExporter, Unit, eventually, needs
+
+from cellexport import client
+from cellexport.v1.cell_export_pb2 import CellExport, Outcome
+from cellexport.v1.exporter_pb2 import Progress, ReportProgressRequest
+
+HOUR = 3600
+JUMPS = pytest.mark.parametrize("seconds", [HOUR, -HOUR], ids=["ahead", "back"])
+
+SetClock = Callable[[int], None]
+
+
+@pytest.fixture
+def set_clock(unit: Unit, tmp_path: Path) -> SetClock:
+    """Start a server, and set its wall clock by as many seconds from the true time."""
+    offset = tmp_path / "offset"
+    offset.write_text("+0")
+    unit.start_server(
+        *("faketime", "--exclude-monotonic", "-f", "+0", "env", "--unset=FAKETIME"),
+        FAKETIME_TIMESTAMP_FILE=str(offset),
+        FAKETIME_NO_CACHE="1",
+        CELLEXPORT_UNIT_SECRET=SECRET,
+    )
+
+    def set_clock(seconds: int) -> None:
+        fresh = offset.with_suffix(".new")
+        fresh.write_text(f"{seconds:+}")
+        fresh.replace(offset)
+
+    return set_clock
+
+
+def ahead(status: CellExport) -> float:
+    """By how much the server's clock went before ours when it last changed a status."""
+    return status.update_time.ToNanoseconds() / 1e9 - time.time()
+
+
+@needs("faketime")
+@JUMPS
+@pytest.mark.fault("F49")
+def test_a_living_exporter_keeps_its_export_whatever_the_clock_says(
+    unit: Unit, set_clock: SetClock, seconds: int
+) -> None:
+    begun = unit.begin()
+    with Oracle(unit, exporter=False), unit.channel() as channel:
+        exporter = HandExporter(channel)
+        claimed = exporter.must_claim()
+        exporter.report(claimed, 1, 1)
+        set_clock(seconds)
+        jumped = time.monotonic()
+        sequence = 1
+        # Longer than the lease, in which it would have been given up on.
+        while time.monotonic() - jumped < 1.5 * unit.lease_seconds:
+            sequence += 1
+            exporter.report(claimed, sequence, sequence, 1000)
+            threading.Event().wait(unit.lease_seconds / 10)
+        status = unit.get()
+        assert abs(ahead(status) - seconds) < HOUR / 2
+        assert status.exportation.start_time == begun.exportation.start_time
+        ended = exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
+        assert ended.last_outcome.result == Outcome.RESULT_SUCCEEDED
+
+
+@needs("faketime")
+@JUMPS
+@pytest.mark.fault("F49")
+def test_a_dead_exporter_is_given_up_on_within_its_lease_whatever_the_clock_says(
+    unit: Unit, set_clock: SetClock, seconds: int
+) -> None:
+    unit.begin()
+    with Oracle(unit, exporter=False), unit.channel() as channel:
+        exporter = HandExporter(channel)
+        claimed = exporter.must_claim()
+        set_clock(seconds)
+        exporter.report(claimed, 1, 10)
+        heard = time.monotonic()
+        assert abs(ahead(unit.get()) - seconds) < HOUR / 2
+        while time.monotonic() - heard < unit.lease_seconds * 0.8:
+            assert unit.get().state == CellExport.STATE_EXPORTING
+        # How soon is for other tests to say: what counts here is that it isn't an hour.
+        status = unit.wait_until_ready(within=unit.lease_seconds + 5)
+        assert status.last_outcome.reason == Outcome.REASON_LEASE_EXPIRED
+
+
+@needs("faketime")
+@pytest.mark.fault("F49")
+def test_tokens_are_judged_by_the_wall_clock(unit: Unit, set_clock: SetClock) -> None:
+    (unit.directory / "cells" / "demo" / "cell.toml").write_text(ACCESS_FILE)
+    token = resident()
+    said = functools.partial(verdict, unit, token)
+    unit.start_gateway()
+    allowed = said()
+    set_clock(2 * HOUR)
+    eventually(lambda: said() == "PR401-AU-0002")
+    set_clock(0)
+    eventually(lambda: said() == allowed)
+
+
+@pytest.mark.fault("F53")
+def test_a_report_that_was_under_way_for_longer_than_the_lease_is_refused_and_changes_nothing(unit: Unit) -> None:
+    unit.start_server()
+    unit.begin()
+    with (
+        Oracle(unit, exporter=False),
+        Wire(unit.grpc_port) as wire,
+        client.channel(f"127.0.0.1:{wire.port}") as channel,
+    ):
+        exporter = HandExporter(channel)
+        claimed = exporter.must_claim()
+        exporter.report(claimed, 1, 10)
+        wire.hold()
+        progress = Progress(work_done=50, work_total=100)
+        request = ReportProgressRequest(cell="demo", lease=claimed.lease, sequence=2, progress=progress)
+        late = exporter.stub.ReportProgress.future(request, metadata=exporter.metadata, timeout=60)
+        over = unit.wait_until_ready()
+        assert over.last_outcome.reason == Outcome.REASON_LEASE_EXPIRED
+        assert not late.done()
+        with unchanged(unit):
+            wire.let_go()
+            with pytest.raises(grpc.RpcError) as error:
+                late.result()
+            assert error.value.code() == grpc.StatusCode.ABORTED
+            info = client.error_info(error.value)
+            assert info is not None
+            assert info.reason == "LEASE_LOST"
+        # Nor does it speak for the export that follows.
+        unit.begin()
+        next_one = exporter.must_claim()
+        with unchanged(unit), pytest.raises(grpc.RpcError):
+            exporter.report(claimed, 3, 60)
+        exporter.finish(next_one, Outcome.RESULT_FAILED, Outcome.REASON_INTERNAL)
