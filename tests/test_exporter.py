@@ -98,6 +98,7 @@ def test_the_data_part_is_whole_whether_or_not_the_cell_has_it(unit: Unit) -> No
         }
 
 
+@pytest.mark.fault("F59", "F63")
 def test_links_are_never_followed_and_special_files_are_listed(unit: Unit, tmp_path: Path) -> None:
     webdav = unit.directory / "cells" / "demo" / "webdav"
     canary = tmp_path / "canary"
@@ -125,6 +126,7 @@ def test_links_are_never_followed_and_special_files_are_listed(unit: Unit, tmp_p
     assert b"canary-0f8fad5b" not in (unit.snapshots / "demo" / "snap.zip").read_bytes()
 
 
+@pytest.mark.fault("F59")
 def test_a_cells_own_directories_may_not_be_links(unit: Unit, tmp_path: Path) -> None:
     webdav = unit.directory / "cells" / "demo" / "webdav"
     shutil.rmtree(webdav)
@@ -132,6 +134,7 @@ def test_a_cells_own_directories_may_not_be_links(unit: Unit, tmp_path: Path) ->
     assert run_export(unit).last_outcome.reason == Outcome.REASON_SOURCE_UNREADABLE
 
 
+@pytest.mark.fault("F59")
 def test_data_that_can_not_be_taken_fails_the_export(unit: Unit) -> None:
     odata = unit.directory / "cells" / "demo" / "odata"
     odata.mkdir()
@@ -139,6 +142,7 @@ def test_data_that_can_not_be_taken_fails_the_export(unit: Unit) -> None:
     assert run_export(unit).last_outcome.reason == Outcome.REASON_SOURCE_UNREADABLE
 
 
+@pytest.mark.fault("F61", "F62")
 def test_odd_names_and_dates_survive(unit: Unit) -> None:
     webdav = os.fsencode(unit.directory / "cells" / "demo" / "webdav")
     odd = [
@@ -193,6 +197,7 @@ def test_snapshots_are_private(unit: Unit) -> None:
     assert stat.S_IMODE((unit.directory / "export.db").stat().st_mode) == 0o600
 
 
+@pytest.mark.fault("F65")
 def test_reports_come_at_most_five_times_a_second(unit: Unit) -> None:
     with (unit.directory / "cells" / "demo" / "webdav" / "big").open("wb") as big:
         big.truncate(600 * 1024**2)
@@ -213,6 +218,7 @@ def test_a_name_that_appears_meanwhile_is_left_as_it_is(unit: Unit) -> None:
     assert (unit.snapshots / "demo" / "taken.zip").read_bytes() == b"somebody's"
 
 
+@pytest.mark.fault("F58")
 @needs_root
 def test_what_cannot_be_read_fails_the_export_and_says_so(unit: Unit) -> None:
     (unit.directory / "cells" / "demo" / "webdav" / "hello.txt").chmod(0)
@@ -228,6 +234,7 @@ def test_what_cannot_be_read_fails_the_export_and_says_so(unit: Unit) -> None:
     )
 
 
+@pytest.mark.fault("F68")
 def test_a_snapshot_too_large_for_its_place_fails_and_the_next_try_succeeds(unit: Unit) -> None:
     webdav = unit.directory / "cells" / "demo" / "webdav"
     (webdav / "noise").write_bytes(random.Random(1).randbytes(3_000_000))

@@ -75,6 +75,7 @@ def test_what_somebody_else_wrote_is_noticed_and_not_believed(tmp_path: Path, no
     run(tmp_path / "db", test)
 
 
+@pytest.mark.fault("F41")
 def test_a_lock_held_by_somebody_else_fails_writes_and_not_reads(tmp_path: Path) -> None:
     async def test(store: SqliteStore) -> None:
         first = following(await store.read("demo"))
