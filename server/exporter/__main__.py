@@ -12,7 +12,7 @@ import click
 from cellexport import client, logs
 from cellexport.settings import Environment, SettingError
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
-from server.exporter.area import SnapshotArea
+from server.exporter.area import AreaError, SnapshotArea
 from server.exporter.bar import Bar
 from server.exporter.config import Settings
 from server.exporter.runner import RefusedError, Runner
@@ -28,7 +28,7 @@ def main() -> None:
     os.umask(0o077)
     try:
         cli(prog_name="cellexport-exporter")
-    except (SettingError, RefusedError, OSError) as error:
+    except (SettingError, RefusedError, AreaError, OSError) as error:
         print(f"cellexport-exporter: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -53,6 +53,7 @@ cli.add_command(verify)
 def _work(settings: Settings, *, terminal: bool) -> None:
     _raise_file_limit()
     area = SnapshotArea(settings.unit_dir / "snapshots")
+    area.prepare()
     swept = area.sweep()
     with client.channel(settings.target) as channel:
         runner = Runner(

@@ -8,12 +8,14 @@ The part's name is the fence: whoever gives up on an exporter takes its part awa
 published it fails. So an exporter that was paused and wakes up can't publish what nobody waits for any more.
 """
 
+import errno
 import fcntl
 import json
 import logging
 import os
 import re
 import stat
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 MANIFEST = "00_manifest.json"
+# How a file system says that it has no room.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _PART = re.compile(r"(?P<name>[A-Za-z0-9_-]+)\.[0-9a-f]+\.(?P<epoch>[0-9]+)\.part", re.ASCII)
 _MANIFEST_LIMIT = 64 * 1024
@@ -36,6 +40,10 @@ class FencedError(Exception):
     """Raised when a part was taken away: whoever did it has given up on its exporter."""
 
 
+class AreaError(Exception):
+    """Raised when the snapshot directory can't be used. Its text names it and says why."""
+
+
 class SnapshotArea:
     """The snapshot directory of a unit. Every method may raise OSError.
 
@@ -45,6 +53,20 @@ class SnapshotArea:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+
+    def prepare(self) -> None:
+        """Make the directory if it is missing, and see whether snapshots can be written there.
+
+        Raises:
+            AreaError: if they can't, for whatever reason but want of space, which may be given again.
+        """
+        try:
+            _make_directory(self._root)
+            with tempfile.TemporaryFile(dir=self._root):
+                pass
+        except OSError as error:
+            if error.errno not in FULL:
+                raise AreaError(f"{self._root} can't be used for snapshots: {error.strerror}.") from error
 
     def exists(self, cell: str, name: str) -> bool:
         """Whether there is a snapshot of that name."""
@@ -60,8 +82,7 @@ class SnapshotArea:
             NameTakenError: if there is a snapshot of that name already.
             FencedError: if a newer exporter of the cell is writing.
         """
-        directory = self._root / cell
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = self._directory(cell)
         _fence(directory, epoch)
         if self.exists(cell, name):
             raise NameTakenError
@@ -105,8 +126,7 @@ class SnapshotArea:
             "code": "PR500-CX-0001",
             "message": {"lang": "en", "value": f"Cell export {verb}. [{reason}]"},
         }
-        path = self._error(cell, name)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._directory(cell) / self._error(cell, name).name
         fresh = path.with_suffix(".error.new")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -122,6 +142,12 @@ class SnapshotArea:
             if entry.is_dir(follow_symlinks=False):
                 swept += sum(_sweep_part(path) for path in _parts(Path(entry.path)))
         return swept
+
+    def _directory(self, cell: str) -> Path:
+        """The directory of a cell's snapshots, made if it is missing."""
+        _make_directory(self._root)
+        _make_directory(self._root / cell)
+        return self._root / cell
 
     def _published_by(self, cell: str, name: str, export_id: str, epoch: int) -> bool:
         try:
@@ -184,6 +210,18 @@ def _manifest(file: BinaryIO) -> object:
             return json.loads(member.read(_MANIFEST_LIMIT))
     except Exception:
         return None
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory, unless there is one. A link is none: whoever put it there could have snapshots go anywhere."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError as error:
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            raise OSError(errno.ELOOP, "it is a link", str(path)) from error
+        if not stat.S_ISDIR(mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
 
 
 def _sync_directory(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Takes exports from the server, one after the other, and sees each through to its end."""
 
-import errno
 import logging
 import threading
 import time
@@ -17,7 +16,7 @@ from cellexport.v1.cell_export_pb2 import Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest, FinishExportRequest
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 from server.exporter import snapshot
-from server.exporter.area import FencedError, NameTakenError, SnapshotArea
+from server.exporter.area import FULL, FencedError, NameTakenError, SnapshotArea
 from server.exporter.bar import Bar
 from server.exporter.heartbeat import (
     ExportCancelledError,
@@ -37,7 +36,6 @@ _RETRY_SECONDS = 0.5
 _PATIENCE_SECONDS = 3.0
 # How long an exporter that was told to end tries to say so.
 _FAREWELL_SECONDS = 3.0
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REFUSALS = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 _INTERRUPTIONS = frozenset({Outcome.REASON_SHUTDOWN, Outcome.REASON_CANCELLED})
 
@@ -156,7 +154,7 @@ class Runner:
         except SourceChangedError as error:
             return _failed(Outcome.REASON_SOURCE_CHANGED, claimed, error)
         except OSError as error:
-            full = error.errno in _NO_SPACE
+            full = error.errno in FULL
             return _failed(Outcome.REASON_NO_SPACE if full else Outcome.REASON_SNAPSHOT_UNWRITABLE, claimed, error)
         except (LeaseLostError, FencedError):
             raise
