@@ -74,9 +74,24 @@ def failing(program: Program, calls: str, error: str, *paths: Path) -> Iterator[
 
 
 def traced(calls: str, inject: str, log: Path | str = "/dev/null", paths: Sequence[Path] = ()) -> list[str]:
-    """The words before a command line whose system calls are to fail from its start on."""
+    """The words before a command line whose system calls are to fail from its start on.
+
+    The program is our own child, not strace's, which ends with it.
+    """
     only = [word for path in paths for word in ("-P", str(path))]
-    return ["strace", "-f", "-qqq", "-o", str(log), *only, "-e", f"trace={calls}", "-e", f"inject={calls}:{inject}"]
+    return [
+        "strace",
+        "-D",
+        "-f",
+        "-qqq",
+        "-o",
+        str(log),
+        *only,
+        "-e",
+        f"trace={calls}",
+        "-e",
+        f"inject={calls}:{inject}",
+    ]
 
 
 def _is_traced(pid: int) -> bool:
