@@ -6,9 +6,9 @@ The way of one call, each step one file and one change of vocabulary:
               ──▶ servicer   messages ⇄ the words of `model`
               ──▶ registry   starts, reports and ends by the rules in `steps`; `claims` gives work to exporters
               ──▶ records    read a record, decide, write it back if nobody else has
-              ──▶ stores     the port; `stores.sqlite` is the adapter
+              ──▶ stores     the port; `stores.sqlite` and `stores.redis` are its adapters
 
-Beside it: `cells` (the cell directory), `leases` (exports that nobody speaks for any more), `events` (the event log),
+Beside it: `cells` (the cell directory), `leases` (exports that nobody speaks for any more, and stores in doubt), `events` (the event log),
 `errors` (every refusal, as data), `config` (settings). Only `wiring` knows all of them; `__main__` knows `wiring`, and
 `token_command`, which makes and explains tokens with the very judge that the server has.
 

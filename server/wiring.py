@@ -28,7 +28,7 @@ from server.servicer import CellExportService, ExporterService
 from server.stores.opening import open_store
 
 # How long calls that are being served may take to end.
-_GRACE_SECONDS = 4.0
+_GRACE_SECONDS = 9.0
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     # A second server on the same port must fail, not share it.

@@ -103,7 +103,7 @@ def open_file(path: Path) -> tuple[int, sqlite3.Connection]:
         except BlockingIOError as error:
             raise StoreError(
                 f"{path} belongs to a server that is running: one server owns the file. "
-                "Stop that one, or give this one a unit directory of its own."
+                "Stop that one, or let both share a Redis (CELLEXPORT_STORE)."
             ) from error
         if not path.exists():
             _create(path)
