@@ -8,9 +8,9 @@ The way of one call, each step one file and one change of vocabulary:
               ──▶ records    read a record, decide, write it back if nobody else has
               ──▶ stores     the port; `stores.sqlite` and `stores.redis` are its adapters
 
-Beside it: `cells` (the cell directory), `leases` (exports that nobody speaks for any more, and stores in doubt), `events` (the event log),
-`errors` (every refusal, as data), `config` (settings). Only `wiring` knows all of them; `__main__` knows `wiring`, and
-`token_command`, which makes and explains tokens with the very judge that the server has.
+Beside it: `cells` (the cell directory), `leases` (exports that nobody speaks for any more, and stores in doubt),
+`events` (the event log), `errors` (every refusal, as data), `config` (settings). Only `wiring` knows all of them;
+`__main__` knows `wiring`, and `token_command`, which makes and explains tokens with the very judge that the server has.
 
 `server.exporter` is a program of its own: it is a client of the server like any other exporter, and imports nothing
 of this package but itself. The server borrows its `area`, because the snapshot directory is where a dead exporter's
