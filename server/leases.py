@@ -72,6 +72,7 @@ class LeaseWatch:
         # By cell.
         self._watched: dict[str, _Watched] = {}
         self._doubt: _Doubt | None = None
+        self._told_doubt: int | None = None
         self._checked_at = monotonic()
         self._away = False
         self._refused_writes = 0
@@ -176,7 +177,9 @@ class LeaseWatch:
             self._doubt = None
         elif self._doubt is None or self._doubt.id != doubt:
             self._doubt = _Doubt(doubt, now + self._lease_seconds)
-            _log.warning("the store is new, or lost writes: no status is given until exporters had a lease's time")
+            if self._told_doubt != doubt:
+                self._told_doubt = doubt
+                _log.warning("the store is new, or lost writes: no status is given until exporters had a lease's time")
         elif self._doubt.over_at <= now:
             await self._records.settle(doubt)
             _log.info("the store is settled")

@@ -511,6 +511,10 @@ def test_a_redis_that_evicts_is_refused_at_the_start_and_found_out_later(unit: U
     assert second.log.read_text().count("\n") == 1
     assert "maxmemory-policy is allkeys-lru, which throws keys away: set it to noeviction" in second.log.read_text()
     unit.programs[0].wait_for_log("the store can't be used")
+    must_be_away(unit)
+    with store.client() as client:
+        client.config_set("maxmemory-policy", "noeviction")
+    eventually(lambda: answers(unit))
 
 
 def test_a_redis_that_is_not_there_is_waited_for(unit: Unit, store: RedisServer) -> None:

@@ -5,7 +5,7 @@
 - `snapshot` says what goes in, `archive` writes the zip, from what `walk` finds, under names that `names` makes safe
 - `verify` proves a snapshot complete: `window` reads the file, `directory` and `member` the zip, `listing` what is said
   of the entries
-- `area` is the snapshot directory: parts, publishing, notes of failures
+- `area` is the snapshot directory, with notes of failures; `part` a snapshot in the making, and how it is published
 
 Anyone's exporter can take its place: it imports `cellexport` and nothing else of the server.
 """

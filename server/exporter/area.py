@@ -9,11 +9,9 @@ published it fails. So an exporter that was paused and wakes up can't publish wh
 """
 
 import errno
-import fcntl
 import json
 import logging
 import os
-import re
 import stat
 import tempfile
 import zipfile
@@ -22,22 +20,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from server.exporter.part import NameTakenError, Part, epoch_of, fence, locked, part_name, parts_in, sweep
+
 MANIFEST = "00_manifest.json"
 # How a file system says that it has no room.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
-_PART = re.compile(r"(?P<name>[A-Za-z0-9_-]+)\.[0-9a-f]+\.(?P<epoch>[0-9]+)\.part", re.ASCII)
 _MANIFEST_LIMIT = 64 * 1024
 
 _log = logging.getLogger(__name__)
-
-
-class NameTakenError(Exception):
-    """Raised when there is a snapshot of that name already."""
-
-
-class FencedError(Exception):
-    """Raised when a part was taken away: whoever did it has given up on its exporter."""
 
 
 class AreaError(Exception):
@@ -73,7 +64,7 @@ class SnapshotArea:
         return os.path.lexists(self._zip(cell, name))
 
     @contextmanager
-    def part(self, cell: str, name: str, export_id: str, epoch: int) -> Iterator["Part"]:
+    def part(self, cell: str, name: str, export_id: str, epoch: int) -> Iterator[Part]:
         """A part to write, in a directory where no older exporter of the cell can publish any more.
 
         On leaving the context the part is gone, whether it was published or not.
@@ -83,24 +74,29 @@ class SnapshotArea:
             FencedError: if a newer exporter of the cell is writing.
         """
         directory = self._directory(cell)
-        _fence(directory, epoch)
+        fence(directory, epoch)
         if self.exists(cell, name):
             raise NameTakenError
-        path = directory / _part_name(name, export_id, epoch)
-        with os.fdopen(_locked(path), "w+b", buffering=1024 * 1024) as file:
-            self._error(cell, name).unlink(missing_ok=True)
-            try:
-                yield Part(path, self._zip(cell, name), file)
-            finally:
-                path.unlink(missing_ok=True)
-                # What the buffer still holds is for a file that is gone.
-                with suppress(OSError):
-                    file.close()
+        path = directory / part_name(name, export_id, epoch)
+        descriptor = locked(path)
+        try:
+            with os.fdopen(descriptor, "w+b", buffering=1024 * 1024) as file:
+                self._error(cell, name).unlink(missing_ok=True)
+                try:
+                    yield Part(path, self._zip(cell, name), file)
+                finally:
+                    path.unlink(missing_ok=True)
+                    # What the buffer still holds is for a file that is gone.
+                    with suppress(OSError):
+                        file.close()
+        finally:
+            # Also where there was no memory for the buffer.
+            path.unlink(missing_ok=True)
 
     def newest_epoch(self, cell: str) -> int:
         """The highest epoch of all parts of the cell; 0 if there is none to be seen."""
         try:
-            return max((_epoch(path) for path in _parts(self._root / cell)), default=0)
+            return max((epoch_of(path) for path in parts_in(self._root / cell)), default=0)
         except OSError:
             return 0
 
@@ -110,7 +106,7 @@ class SnapshotArea:
         If it had not, leave a note of the reason.
         """
         try:
-            (self._root / cell / _part_name(name, export_id, epoch)).unlink(missing_ok=True)
+            (self._root / cell / part_name(name, export_id, epoch)).unlink(missing_ok=True)
             if self._published_by(cell, name, export_id, epoch):
                 return True
             self.note(cell, name, "INTERRUPTED", reason)
@@ -140,7 +136,7 @@ class SnapshotArea:
         swept = 0
         for entry in os.scandir(self._root):
             if entry.is_dir(follow_symlinks=False):
-                swept += sum(_sweep_part(path) for path in _parts(Path(entry.path)))
+                swept += sum(sweep(path) for path in parts_in(Path(entry.path)))
         return swept
 
     def _directory(self, cell: str) -> Path:
@@ -165,44 +161,6 @@ class SnapshotArea:
         return self._root / cell / f"{name}.error"
 
 
-class Part:
-    """A snapshot that is being written to `file`."""
-
-    def __init__(self, path: Path, target: Path, file: BinaryIO) -> None:
-        self._path = path
-        self._target = target
-        self.file = file
-
-    @property
-    def directory(self) -> Path:
-        return self._path.parent
-
-    def sync(self) -> None:
-        """Make what was written survive a power cut."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def publish(self) -> None:
-        """Give the part its final name. Call `sync` before.
-
-        Raises:
-            NameTakenError: if there is a file of that name. It is left as it is.
-            FencedError: if the part was taken away.
-        """
-        try:
-            os.link(self._path, self._target, follow_symlinks=False)
-        except FileExistsError as error:
-            raise NameTakenError from error
-        except FileNotFoundError as error:
-            raise FencedError from error
-        try:
-            _sync_directory(self.directory)
-        except OSError:
-            # It might not be there after a power cut, and so it must not be called published.
-            self._target.unlink()
-            raise
-
-
 def _manifest(file: BinaryIO) -> object:
     """The manifest of a zip, or None if that is no snapshot of ours, whatever else it is."""
     try:
@@ -222,65 +180,3 @@ def _make_directory(path: Path) -> None:
             raise OSError(errno.ELOOP, "it is a link", str(path)) from error
         if not stat.S_ISDIR(mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _part_name(name: str, export_id: str, epoch: int) -> str:
-    return f"{name}.{export_id}.{epoch}.part"
-
-
-def _locked(path: Path) -> int:
-    """A new file, locked: one that a sweep took away before it was locked is made again."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if path.exists():
-            return descriptor
-        os.close(descriptor)
-
-
-def _parts(directory: Path) -> list[Path]:
-    return [path for path in directory.iterdir() if path.name.endswith(".part")]
-
-
-def _epoch(part: Path) -> int:
-    match = _PART.fullmatch(part.name)
-    return int(match["epoch"]) if match else 0
-
-
-def _fence(directory: Path, epoch: int) -> None:
-    """Take the parts of older exporters away, and of newer ones those that are dead.
-
-    Raises:
-        FencedError: if a newer one lives: then the epoch is one from before the server's store went back in time.
-    """
-    for path in _parts(directory):
-        if not _PART.fullmatch(path.name):
-            continue
-        if _epoch(path) < epoch:
-            path.unlink(missing_ok=True)
-        elif not _sweep_part(path) and path.exists():
-            raise FencedError
-
-
-def _sweep_part(path: Path) -> bool:
-    """Remove a part, unless somebody holds its lock or it is no file."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True

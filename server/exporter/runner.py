@@ -16,7 +16,7 @@ from cellexport.v1.cell_export_pb2 import Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest, FinishExportRequest
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 from server.exporter import snapshot
-from server.exporter.area import FULL, FencedError, NameTakenError, SnapshotArea
+from server.exporter.area import FULL, SnapshotArea
 from server.exporter.bar import Bar
 from server.exporter.heartbeat import (
     ExportCancelledError,
@@ -26,6 +26,7 @@ from server.exporter.heartbeat import (
     jittered,
     reason,
 )
+from server.exporter.part import FencedError, NameTakenError
 from server.exporter.snapshot import StoppedError, Subject
 from server.exporter.tally import Tally
 from server.exporter.walk import SourceChangedError, SourceError

@@ -157,6 +157,8 @@ class RedisStore:
         self, script: AsyncScript, keys: list[str], words: list[Any], *, again: list[Any] | None = None
     ) -> list[Any]:
         """What a script returns that begins with the mark."""
+        if self._policy_is_bad():
+            await self.check()
         for _ in range(_MOST_MARKS):
             floor = str(self._floor)
             state, *found = await self._ask(script, keys, [floor, *words], again=[floor, *(again or words)])

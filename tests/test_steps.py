@@ -1,0 +1,80 @@
+"""Rules that no single history could show: what a lease restores, and that epochs only rise."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from records import following, full, idle
+
+from server import steps
+from server.errors import Refused
+from server.model import CellRecord, LeaseProof, Phase, Progress, Trust
+
+FLOOR = 1000
+EPOCHS = st.integers(min_value=-1, max_value=2 * FLOOR)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> CellRecord:
+    """What a store may still know of a cell."""
+    nothing = CellRecord(cell="demo", revision=FLOOR)
+    record = draw(st.sampled_from([nothing, following(nothing), full(nothing), idle(nothing)]))
+    trust = draw(st.sampled_from(Trust))
+    return replace(record, trust=trust, revision=FLOOR if trust is Trust.DOUBTFUL else FLOOR + 1)
+
+
+@st.composite
+def leases(draw: st.DrawFn) -> LeaseProof:
+    export_id = draw(st.sampled_from(["0" * 32, "ab12", "cd34"]))
+    name = draw(st.sampled_from(["snap", "", "../x"]))
+    return LeaseProof(
+        export_id=export_id,
+        epoch=draw(EPOCHS),
+        token_hash="hash",
+        name=name,
+        request_key="key",
+        accepted_at=draw(st.sampled_from([0, 5])),
+    )
+
+
+@given(records(), leases())
+def test_a_lease_restores_only_what_was_forgotten_and_is_newer_than_all_that_was_not(
+    record: CellRecord, lease: LeaseProof
+) -> None:
+    restored = steps.restore(record, lease)
+    if restored is record:
+        return
+    assert record.trust is not Trust.SURE
+    assert record.epoch < lease.epoch < record.revision
+    assert restored.export is not None
+    assert (restored.export.phase, restored.export.epoch, restored.epoch) == (Phase.CLAIMED, lease.epoch, lease.epoch)
+    assert (restored.export.name, restored.export.accepted_at) == ("snap", 5)
+    advanced = steps.advance(restored, lease, 7, Progress(work_done=1, work_total=2))
+    assert advanced is not None
+    assert advanced.export is not None
+    assert advanced.export.percent == 50
+
+
+@given(records(), leases())
+def test_what_is_sure_is_changed_by_nobody_who_does_not_hold_it(record: CellRecord, lease: LeaseProof) -> None:
+    record = replace(record, trust=Trust.SURE)
+    held = record.export is not None and (record.export.export_id, record.export.epoch, record.export.phase) == (
+        lease.export_id,
+        lease.epoch,
+        Phase.CLAIMED,
+    )
+    assert steps.restore(record, lease) is record
+    if not held:
+        with pytest.raises(Refused):
+            steps.advance(record, lease, 7, Progress())
+
+
+@given(records(), leases())
+def test_a_claim_has_an_epoch_above_any_that_there_was(record: CellRecord, lease: LeaseProof) -> None:
+    record = steps.restore(record, lease)
+    waiting = replace(following(record), epoch=record.epoch)
+    claimed = steps.claim(waiting, "ab12", "request", "hash")
+    assert claimed is not None
+    assert claimed.epoch == waiting.revision + 1
+    assert claimed.epoch > max(record.epoch, record.revision)
