@@ -50,7 +50,7 @@ class Settings:
             tokens=TokenSettings.read(environment),
             lease_seconds=environment.seconds("CELLEXPORT_LEASE_SECONDS", 15, minimum=1, maximum=3600),
             queue_seconds=environment.seconds("CELLEXPORT_QUEUE_SECONDS", 3600, minimum=1, maximum=7 * 86400),
-            queue_limit=int(environment.number("CELLEXPORT_QUEUE_LIMIT", 1000, minimum=1, maximum=100_000)),
+            queue_limit=int(environment.number("CELLEXPORT_QUEUE_LIMIT", 1000, minimum=1, maximum=10_000)),
             event_log=_event_log(environment, unit_dir),
         )
 
@@ -101,7 +101,7 @@ def _redis(environment: Environment, name: str, url: str) -> RedisPlace:
     place = RedisPlace.parse(name, url)
     if place.tls is None and not (place.is_local or plaintext_allowed(environment)):
         raise SettingError(
-            f"{name}: {place} is another machine, and what is said to it would be plaintext. "
+            f"{name}: {place} is, or may lead to, another machine, and what is said to it would be plaintext. "
             "Use rediss://, or set CELLEXPORT_PLAINTEXT=allow if the network itself protects it."
         )
     return place

@@ -157,7 +157,8 @@ class LeaseWatch:
         watched = self._watched[record.cell]
         if min(watched.over_at, watched.cut_off_at) <= now:
             # If this one can't be ended now, it has its turn again, and the others have theirs.
-            watched.over_at = watched.cut_off_at = now + self._lease_seconds
+            watched.over_at = now + self._lease_seconds
+            watched.cut_off_at = watched.over_at if export.cancelled else math.inf
             await self._end(record)
         elif watched.stalled_at <= now and not export.stalled:
             await self._registry.stall(record)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from server import events, steps
 from server.errors import Refusal, Refused
 from server.events import Events
-from server.model import Caller, CellRecord, Export, LeaseProof, Phase, Progress, Reason, Result
+from server.model import Caller, CellRecord, Export, LeaseProof, Phase, Progress, Reason, Result, Trust
 from server.records import Records
 
 
@@ -143,7 +143,8 @@ class Registry:
         """The record of a cell, as far as the bearer of a lease knows it better than the store."""
         record = await self._records.read_though_doubtful(cell)
         restored = steps.restore(record, proof)
-        if restored is not record and await asyncio.to_thread(self._snapshots.newest_epoch, cell) > proof.epoch:
+        unheard = restored is not record or record.trust is Trust.DOUBTFUL
+        if unheard and await asyncio.to_thread(self._snapshots.newest_epoch, cell) > proof.epoch:
             # Somebody has taken the cell over from this one.
             raise Refused(Refusal.LEASE_LOST)
         return restored

@@ -224,6 +224,30 @@ def test_of_two_exporters_that_survive_an_emptied_redis_the_newer_has_the_cell(
     assert exporter.finish(new, Outcome.RESULT_SUCCEEDED).last_outcome.name == "new"
 
 
+def test_a_zombie_that_redis_still_knows_ends_nothing_while_a_newer_exporter_writes(
+    unit: Unit, store: RedisServer, exporter: HandExporter
+) -> None:
+    unit.begin("old")
+    old = exporter.must_claim()
+    with store.client() as client:
+        before = client.hgetall("export:4:demo")
+        unit.wait_until_ready()
+        unit.begin("new")
+        new = exporter.must_claim()
+        # What a newer exporter leaves in the snapshot directory, and a Redis that has gone back to before it.
+        directory = unit.snapshots / "demo"
+        part = directory / f"new.{new.lease.export_id}.{new.lease.epoch}.part"
+        part.write_bytes(b"")
+        client.delete("export:mark")
+        client.hset("export:4:demo", mapping=before)
+    eventually(lambda: not store.is_settled(), within=2)
+    with pytest.raises(grpc.RpcError) as refusal:
+        exporter.finish(old, Outcome.RESULT_SUCCEEDED)
+    assert refused(refusal) == ("ABORTED", "LEASE_LOST")
+    exporter.report(new, 1, 10)
+    assert unit.get().exportation.name == "new"
+
+
 def test_no_lease_is_made_up(unit: Unit, store: RedisServer, exporter: HandExporter) -> None:
     unit.begin("real")
     claimed = exporter.must_claim()

@@ -34,7 +34,7 @@ def test_a_cell_that_is_not_exported_is_ready(shared_unit: Unit) -> None:
     assert (answer.status, answer.body) == (200, b'{"status":"ready"}')
     assert answer.headers["content-type"] == "application/json"
     status = shared_unit.get()
-    assert status == CellExport(cell="demo", state=CellExport.STATE_READY)
+    assert status == CellExport(cell="demo", state=CellExport.STATE_READY, revision=status.revision)
 
 
 def test_an_export_is_in_progress_from_its_acceptance_to_its_end_byte_for_byte(unit: Unit) -> None:

@@ -109,7 +109,9 @@ class SnapshotArea:
             (self._root / cell / part_name(name, export_id, epoch)).unlink(missing_ok=True)
             if self._published_by(cell, name, export_id, epoch):
                 return True
-            self.note(cell, name, "INTERRUPTED", reason)
+            # Beside somebody else's snapshot of that name it would be a lie.
+            if not self.exists(cell, name):
+                self.note(cell, name, "INTERRUPTED", reason)
         except OSError as error:
             # The directory is not ours to see, or none: the next exporter of the cell takes the part away.
             _log.warning("the snapshot directory can't be used", extra={"cell": cell, "error": str(error)})

@@ -7,6 +7,7 @@ mark: every read asks Redis. An operation that isn't answered within its budget 
 import asyncio
 import logging
 import random
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
@@ -31,7 +32,9 @@ _MOST_MARKS = 3
 # How often the connection that tells of changes is asked whether it lives.
 _PING_SECONDS = 0.5
 _RECONNECT_SECONDS = 0.5
-_NOTE_LIMIT = 200
+_MOST_TOLD = 100
+# How Redis begins an error: what follows may hold the words of our command, and a password among them.
+_ERROR_KIND = re.compile(r"[A-Z]{2,30}\b")
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +50,9 @@ class RedisStore:
         self._settled = False
         self._policy = ""
         self._changes = Changes()
+        # Of the latest list: what was stored of each cell, and what that means.
+        self._decoded: dict[str, tuple[bytes, CellRecord]] = {}
+        self._told_damaged: set[str] = set()
         self._read = self._client.register_script(scripts.READ)
         self._replace = self._client.register_script(scripts.REPLACE)
         self._list = self._client.register_script(scripts.LIST)
@@ -96,7 +102,20 @@ class RedisStore:
     async def underway(self) -> Sequence[CellRecord]:
         found = await self._run(self._list, [scripts.MARK, scripts.UNDERWAY], [])
         triples = zip(found[::3], found[1::3], found[2::3], strict=True)
-        return [self._record(cell.decode(), revision, data) for cell, revision, data in triples]
+        # Most are as they were a moment ago: they need not be decoded again.
+        before, self._decoded = self._decoded, {}
+        records = []
+        for name, revision, data in triples:
+            cell = name.decode()
+            try:
+                known = before.get(cell)
+                stored = known if known and known[0] == data else (data, redis_records.decode(cell, 0, data))
+            except ValueError as error:
+                self._say_damaged(cell, error)
+                continue
+            self._decoded[cell] = stored
+            records.append(self._placed(stored[1], int(revision)))
+        return records
 
     def changes(self, topic: str) -> AbstractContextManager[asyncio.Event]:
         return self._changes.of(topic)
@@ -113,9 +132,11 @@ class RedisStore:
         return None if self._settled else self._floor
 
     async def settle(self, doubt: int) -> None:
-        if doubt == self._floor:
-            await self._run(self._settle, [scripts.MARK], [])
+        # Asked for once, and for that doubt: the mark may be another by now, and nobody was heard in that doubt yet.
+        state, *_ = await self._ask(self._settle, [scripts.MARK], [str(doubt)])
+        if state == b"ok" and doubt == self._floor:
             self._settled = True
+        await self.check()
 
     async def close(self) -> None:
         while self._listener is not None and not self._listener.done():
@@ -131,9 +152,12 @@ class RedisStore:
         self._learn(await connection.read_response())
 
     def _learn(self, mark: Any) -> None:
-        floor, settled, policy = mark
+        floor, settled, policy = int(mark[0]), mark[1] == b"1", mark[2].decode()
         known = self._floor, self._settled
-        self._floor, self._settled, self._policy = int(floor), settled == b"1", policy.decode()
+        if floor < self._floor:
+            # What was asked before, and answered late.
+            return
+        self._floor, self._settled, self._policy = floor, settled, policy
         if known != (self._floor, self._settled):
             self._changes.tell_all()
 
@@ -142,16 +166,23 @@ class RedisStore:
 
     def _record(self, cell: str, revision: bytes | None, data: bytes | None) -> CellRecord:
         if revision is None or data is None:
-            record = CellRecord(cell=cell, revision=self._floor)
-        else:
-            try:
-                record = redis_records.decode(cell, int(revision), data)
-            except ValueError as error:
-                raise Refused(Refusal.DATA_DAMAGED, note=f"{scripts.cell_key(cell)}: {error}") from error
-        if record.revision > self._floor:
-            return record if self._settled else replace(record, trust=Trust.RESTORED)
-        trust = Trust.SURE if self._settled else Trust.DOUBTFUL
-        return replace(record, revision=self._floor, trust=trust)
+            return self._placed(CellRecord(cell=cell), 0)
+        try:
+            return self._placed(redis_records.decode(cell, 0, data), int(revision))
+        except ValueError as error:
+            raise Refused(Refusal.DATA_DAMAGED, note=f"{scripts.cell_key(cell)}: {error}") from error
+
+    def _placed(self, record: CellRecord, revision: int) -> CellRecord:
+        """A record at its revision, and as far as it can be believed."""
+        if revision > self._floor:
+            return replace(record, revision=revision, trust=Trust.SURE if self._settled else Trust.RESTORED)
+        return replace(record, revision=self._floor, trust=Trust.SURE if self._settled else Trust.DOUBTFUL)
+
+    def _say_damaged(self, cell: str, error: ValueError) -> None:
+        """One that can't be read costs the others nothing; it is said once."""
+        if cell not in self._told_damaged and len(self._told_damaged) < _MOST_TOLD:
+            self._told_damaged.add(cell)
+            _log.error("a record in Redis is damaged", extra={"key": scripts.cell_key(cell), "error": str(error)})
 
     async def _run(
         self, script: AsyncScript, keys: list[str], words: list[Any], *, again: list[Any] | None = None
@@ -162,12 +193,15 @@ class RedisStore:
         for _ in range(_MOST_MARKS):
             floor = str(self._floor)
             state, *found = await self._ask(script, keys, [floor, *words], again=[floor, *(again or words)])
-            if state == b"ok":
+            if state == b"mark":
+                await self.check()
+            elif state == b"damaged":
+                raise Refused(Refusal.STORE_UNAVAILABLE, note="a record is missing in Redis")
+            elif state == b"unknown":
+                raise Refused(Refusal.STORE_UNAVAILABLE)
+            elif floor == str(self._floor):
                 self._settled = found[0] == b"1"
                 return found[1:]
-            if state == b"damaged":
-                raise Refused(Refusal.STORE_UNAVAILABLE, note="a record is missing in Redis")
-            await self.check()
         raise Refused(Refusal.STORE_UNAVAILABLE, note="the mark in Redis changes again and again")
 
     async def _ask(
@@ -189,9 +223,14 @@ class RedisStore:
     async def _listen(self) -> None:
         """Pass on what Redis tells of changes. Whatever is told while we don't hear it, all are told afterwards."""
         while True:
-            with suppress(exceptions.RedisError, OSError, TimeoutError):
+            try:
                 async with self._client.pubsub() as subscription:
                     await self._hear(subscription)
+            except (exceptions.RedisError, OSError, TimeoutError) as error:
+                _log.info("changes in Redis are not heard", extra={"note": _note(error)})
+            except Exception:
+                # Whatever it was: a listener that has ended would leave everybody waiting.
+                _log.exception("unexpected error")
             self._changes.tell_all()
             await asyncio.sleep(_RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - guards nothing
 
@@ -208,7 +247,7 @@ class RedisStore:
             if message["type"] == "subscribe" or message["data"] == scripts.EVERYTHING:
                 self._changes.tell_all()
             elif message["type"] == "message":
-                self._changes.tell(message["data"].decode())
+                self._changes.tell(message["data"].decode(errors="replace"))
 
 
 def _refusal(error: Exception) -> Refusal:
@@ -218,4 +257,5 @@ def _refusal(error: Exception) -> Refusal:
 def _note(error: Exception) -> str:
     if isinstance(error, TimeoutError | exceptions.TimeoutError):
         return f"Redis did not answer within {_BUDGET_SECONDS:g} s"
-    return f"Redis: {error}"[:_NOTE_LIMIT]
+    kind = _ERROR_KIND.match(str(error))
+    return f"Redis: {kind[0] if kind else type(error).__name__}"

@@ -23,6 +23,11 @@ _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _SOCKET_SECONDS = 1.0
 _SENTINEL_SECONDS = 0.25
 
+
+class _UrlError(Exception):
+    """Raised when a URL is none of ours. Its text holds nothing of the URL."""
+
+
 Greeting = Callable[[AbstractConnection], Awaitable[None]]
 
 
@@ -45,8 +50,8 @@ class RedisPlace:
 
     @property
     def is_local(self) -> bool:
-        """Whether nothing of it leaves this machine, as far as can be told."""
-        return all(is_loopback(host) for host, _ in self.hosts)
+        """Whether nothing of it leaves this machine. Where sentinels lead to can't be told before."""
+        return not self.service and all(is_loopback(host) for host, _ in self.hosts)
 
     @classmethod
     def parse(cls, name: str, url: str) -> "RedisPlace":
@@ -60,12 +65,19 @@ class RedisPlace:
             SettingError: if it is none of them.
         """
         try:
-            return cls._parse(urlsplit(url))
-        except ValueError as error:
-            raise SettingError(
-                f"{name}: must be like redis://user:password@host:6379/0, rediss://… "
-                f"or redis+sentinel://host:26379,host:26379/service/0 ({error})."
-            ) from error
+            parts = urlsplit(url)
+        except ValueError:
+            # What urllib says may hold the password.
+            parts = urlsplit("")
+        try:
+            return cls._parse(parts)
+        except _UrlError as error:
+            why = str(error)
+        raise SettingError(
+            f"{name}: must be like redis://user:password@host:6379/0, rediss://… "
+            f"or redis+sentinel://host:26379,host:26379/service/0 ({why}). "
+            "In a password, write / as %2F, @ as %40, and so on."
+        )
 
     @classmethod
     def _parse(cls, parts: SplitResult) -> "RedisPlace":
@@ -75,9 +87,9 @@ class RedisPlace:
         path = parts.path.strip("/").split("/")
         service = path.pop(0) if is_sentinel else ""
         if is_sentinel and not service:
-            raise ValueError("no service is named")
+            raise _UrlError("no service is named")
         if len(path) > 1 or parts.fragment:
-            raise ValueError("there is too much after the host")
+            raise _UrlError("there is too much after the host")
         return cls(
             hosts=tuple(_host(host, _SENTINEL_PORT if is_sentinel else _PORT) for host in hosts.split(",")),
             database=_number("database", path[0] if path and path[0] else "0", 10_000),
@@ -131,15 +143,19 @@ def connect(place: RedisPlace, greet: Greeting) -> Redis:
 
 
 def _host(text: str, default_port: int) -> tuple[str, int]:
-    parts = urlsplit(f"//{text}")
-    if not parts.hostname:
-        raise ValueError("a host is missing")
-    return parts.hostname, parts.port or default_port
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host:
+        raise _UrlError("the host or the port is missing or malformed")
+    return host, port or default_port
 
 
 def _number(what: str, text: str, largest: int) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text[:6]) > largest:
-        raise ValueError(f"the {what} is no number")
+        raise _UrlError(f"the {what} is no number")
     return int(text)
 
 
@@ -147,11 +163,11 @@ def _tls(query: str, *, secure: bool) -> Mapping[str, str] | None:
     files = {key: values[-1] for key, values in parse_qs(query).items()}
     if not secure:
         if files:
-            raise ValueError("what follows the ? is for rediss://")
+            raise _UrlError("what follows the ? is for rediss://")
         return None
     for key, file in files.items():
         if key not in _TLS_FILES:
-            raise ValueError(f"after the ? may follow {', '.join(_TLS_FILES)}")
+            raise _UrlError(f"after the ? may follow {', '.join(_TLS_FILES)}")
         if not Path(file).is_file():
-            raise ValueError(f"{key} names no file")
+            raise _UrlError(f"{key} names no file")
     return files

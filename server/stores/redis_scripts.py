@@ -37,7 +37,7 @@ if mark[1] == run and floor >= known then
     return {mark[2], mark[3], policy}
 end
 -- Far enough above what may have been written in the moments that are lost.
-local lost = 1000000
+local lost = 60000
 floor = math.max(tonumber(ARGV[1]), floor + 1, known + lost, tonumber(mark[4] or 0) + lost)
 local text = string.format('%.0f', floor)
 redis.call('HSET', KEYS[1], 'run', run, 'floor', text, 'settled', '0', 'top', text)
@@ -69,7 +69,11 @@ REPLACE = (
     + """
 local floor, revision = tonumber(ARGV[1]), tonumber(ARGV[3])
 local kept = redis.call('HMGET', KEYS[2], 'revision', 'record')
-if ARGV[7] == '1' and kept[1] == ARGV[3] and kept[2] == ARGV[4] then return {'ok', mark[2], 1} end
+if ARGV[7] == '1' then
+    if kept[1] == ARGV[3] and kept[2] == ARGV[4] then return {'ok', mark[2], 1} end
+    -- It may have been written, and somebody else may have gone on from there.
+    if tonumber(kept[1] or 0) >= revision then return {'unknown'} end
+end
 if math.max(tonumber(kept[1] or 0), floor) ~= revision - 1 then return {'ok', mark[2], 0} end
 redis.call('HSET', KEYS[2], 'revision', ARGV[3], 'record', ARGV[4])
 if ARGV[5] == '' then
@@ -92,10 +96,10 @@ LIST = (
 local found = {'ok', mark[2]}
 for _, cell in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
     local kept = redis.call('HMGET', 'export:' .. #cell .. ':' .. cell, 'revision', 'record')
-    if not kept[1] then return {'damaged'} end
+    -- One that is missing is told to whoever reads it, and is no reason to forget the others.
     table.insert(found, cell)
-    table.insert(found, kept[1])
-    table.insert(found, kept[2])
+    table.insert(found, kept[1] or '0')
+    table.insert(found, kept[2] or '')
 end
 return found
 """

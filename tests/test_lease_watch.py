@@ -1,0 +1,110 @@
+"""The watch of leases, step by step, on a clock of the test's own."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from server import steps
+from server.events import NoEvents
+from server.exporter.area import SnapshotArea
+from server.leases import LeaseWatch
+from server.model import Caller, CellRecord, LeaseProof, Progress
+from server.records import Records
+from server.registry import Registry
+from server.stores.sqlite import SqliteStore
+
+LEASE = 10.0
+
+
+class Scene:
+    """An export that is claimed, the watch that looks at it, and what time it is."""
+
+    def __init__(self, store: SqliteStore, directory: Path) -> None:
+        self.now = 0.0
+        self.sequence = 0
+        self.records = Late(store)
+        self.registry = Registry(records=self.records, snapshots=SnapshotArea(directory), log=NoEvents(), queue_limit=9)
+        self.watch = LeaseWatch(
+            records=self.records,
+            registry=self.registry,
+            lease_seconds=LEASE,
+            queue_seconds=1000,
+            monotonic=lambda: self.now,
+        )
+
+    async def begin(self) -> None:
+        started = await self.registry.start("demo", "snap", "key", Caller())
+        assert started.export is not None
+        export_id = started.export.export_id
+        await self.records.step("demo", lambda record: steps.claim(record, export_id, "request", "hash"))
+        await self.watch.look()
+
+    async def report(self) -> None:
+        def advance(record: CellRecord) -> CellRecord | None:
+            assert record.export is not None
+            moved = Progress(work_done=self.sequence, work_total=100)
+            proof = LeaseProof(export_id=record.export.export_id, epoch=record.epoch, token_hash="hash")
+            return steps.advance(record, proof, self.sequence, moved)
+
+        self.sequence += 1
+        await self.records.step("demo", advance)
+
+    async def is_exporting(self) -> bool:
+        return (await self.records.read("demo")).export is not None
+
+
+class Late(Records):
+    """Records whose list may be one of a moment ago, as where somebody else writes between two calls."""
+
+    kept: Sequence[CellRecord] | None = None
+
+    async def underway(self) -> Sequence[CellRecord]:
+        latest = await super().underway()
+        kept, self.kept = self.kept, None
+        return latest if kept is None else kept
+
+
+def play(directory: Path, scene: Callable[[Scene], Awaitable[None]]) -> None:
+    async def main() -> None:
+        store = await SqliteStore.open(directory / "db")
+        try:
+            await scene(Scene(store, directory / "snapshots"))
+        finally:
+            await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_report_in_the_very_last_moment_renews_the_lease_for_good(tmp_path: Path) -> None:
+    async def scene(at: Scene) -> None:
+        await at.begin()
+        at.records.kept = await at.records.underway()
+        await at.report()
+        at.now = LEASE + 0.1
+        await at.watch.look()
+        for _ in range(8):
+            at.now += LEASE / 4
+            await at.report()
+            await at.watch.look()
+        assert await at.is_exporting()
+        at.now += LEASE + 0.1
+        await at.watch.look()
+        assert not await at.is_exporting()
+
+    play(tmp_path, scene)
+
+
+def test_who_cancels_renews_no_lease_and_who_reports_after_it_is_cut_off(tmp_path: Path) -> None:
+    async def scene(at: Scene) -> None:
+        await at.begin()
+        await at.registry.cancel("demo", None, Caller())
+        for _ in range(4):
+            await at.watch.look()
+            at.now += LEASE / 4
+            await at.report()
+            assert await at.is_exporting()
+        at.now += 0.1
+        await at.watch.look()
+        assert not await at.is_exporting()
+
+    play(tmp_path, scene)
