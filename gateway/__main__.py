@@ -8,6 +8,7 @@ import threading
 from typing import Any
 from wsgiref.types import WSGIApplication
 
+import click
 from granian.constants import HTTPModes, Interfaces
 from granian.log import LogLevels
 from granian.server.mp import MPServer
@@ -25,7 +26,13 @@ _log = logging.getLogger("gateway")
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Run the command line. A bad setting ends it with status 2."""
+    cli(prog_name="cellexport-gateway")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Serve over HTTP until SIGTERM or SIGINT. Settings come from the environment."""
     os.umask(0o077)
     try:
         log_config = logs.configure(Environment(os.environ), terminal=logs.is_terminal())

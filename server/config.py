@@ -86,10 +86,10 @@ def _event_log(environment: Environment, unit_dir: Path) -> Path | None:
 def _store(environment: Environment, unit_dir: Path) -> Path | RedisPlace:
     """Where the store is. Its URL may hold a password, so it is never shown, and may be in a file."""
     name, url = environment.secret_text(_STORE)
-    scheme, separator, path = (url or f"sqlite:///{unit_dir / 'export.db'}").partition("://")
+    scheme, _, path = (url or f"sqlite:///{unit_dir / 'export.db'}").partition("://")
     if scheme in SCHEMES:
         return _redis(environment, name, url)
-    if scheme != "sqlite" or not separator or not path.removeprefix("/"):
+    if scheme != "sqlite" or not path.startswith("/") or path == "/":
         raise SettingError(f"{name}: must be sqlite:///file (sqlite:////file from the root), or redis://host:6379/0.")
     file = Path(path.removeprefix("/")).absolute()
     if not file.parent.is_dir():

@@ -198,9 +198,10 @@ def _unexpected(error: Exception, key: str) -> Refused:
 
 def _log_refusal(error: Refused, call: dict[str, str]) -> None:
     fields = {"reason": error.refusal.reason} | call | ({"note": error.note} if error.note else {})
-    # What a caller did wrong is nothing that an operator has to mend.
-    callers = error.refusal.value.status in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-    _log.log(logging.ERROR if error.note and not callers else logging.INFO, "refused", extra=fields)
+    row = error.refusal.value
+    # What a caller did wrong is nothing that an operator has to mend; a store that is away is told once, elsewhere.
+    minor = row.retry or row.status in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+    _log.log(logging.ERROR if error.note and not minor else logging.INFO, "refused", extra=fields)
 
 
 async def _abort(context: Context, error: Refused, key: str) -> Never:

@@ -222,7 +222,7 @@ def test_a_wrong_password_ends_the_start_with_one_sentence(unit: Unit, tmp_path:
 
 def test_the_documented_user_may_do_all_that_is_needed_and_nothing_else(unit: Unit, server: RedisServer) -> None:
     text = (ROOT / "docs" / "redis.md").read_text()
-    rule = re.search(r"^ACL SETUSER cellexport (.+)$", text, re.MULTILINE)
+    rule = re.search(r"^user cellexport (.+)$", text, re.MULTILINE)
     assert rule
     with server.client() as client:
         client.execute_command("ACL", "SETUSER", "cellexport", *rule[1].replace("{password}", "secret").split())

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -21,6 +23,10 @@ BAD = [
     ("server", "CELLEXPORT_UNIT_URL", 'https://unit1.example/"'),
     ("server", "CELLEXPORT_STORE", "postgres://somewhere"),
     ("server", "CELLEXPORT_STORE", "sqlite:////nowhere/at/all/export.db"),
+    ("server", "CELLEXPORT_STORE", "sqlite://nonsense"),
+    ("server", "CELLEXPORT_STORE", "sqlite:///"),
+    ("server", "CELLEXPORT_STORE", "redis://host:port"),
+    ("server", "CELLEXPORT_QUEUE_LIMIT", "many"),
     ("server", "CELLEXPORT_GRPC_LISTEN", "50051"),
     ("server", "CELLEXPORT_GRPC_LISTEN", "127.0.0.1:x"),
     ("server", "CELLEXPORT_GRPC_LISTEN", "127.0.0.1:70000"),
@@ -56,6 +62,13 @@ def test_a_bad_value_names_its_variable_and_ends_the_program(unit: Unit, module:
     assert program.process.wait(10) == 2
     message = program.log.read_text()
     assert re.fullmatch(rf"cellexport-\w+: {name}: .+\n", message), message
+
+
+@pytest.mark.parametrize("module", ["server", "server.exporter", "gateway"])
+def test_every_program_says_what_it_is_and_starts_nothing(module: str) -> None:
+    shown = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=30)
+    assert shown.returncode == 0
+    assert "until SIGTERM or SIGINT" in shown.stdout
 
 
 def test_a_taken_port_is_one_clear_sentence(unit: Unit) -> None:

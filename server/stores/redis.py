@@ -33,8 +33,16 @@ _MOST_MARKS = 3
 _PING_SECONDS = 0.5
 _RECONNECT_SECONDS = 0.5
 _MOST_TOLD = 100
-# How Redis begins an error: what follows may hold the words of our command, and a password among them.
-_ERROR_KIND = re.compile(r"[A-Z]{2,30}\b")
+_NOTES: dict[type[Exception], str] = {
+    exceptions.AuthenticationError: "Redis refuses the user or the password: correct them",
+    exceptions.NoPermissionError: "Redis doesn't let its user do what is needed: docs/redis.md says what that is",
+    exceptions.BusyLoadingError: "Redis is still loading",
+    exceptions.TimeoutError: "Redis did not answer within a second: does it run, and speak TLS if it is spoken to so?",
+    TimeoutError: "Redis did not answer within a second: does it run, and speak TLS if it is spoken to so?",
+    exceptions.ConnectionError: "Redis can't be reached: does it run, and is it where CELLEXPORT_STORE says?",
+}
+# How Redis begins any other error.
+_ERROR_CODE = re.compile(r"[A-Z]{2,30}\b")
 
 _log = logging.getLogger(__name__)
 
@@ -255,7 +263,9 @@ def _refusal(error: Exception) -> Refusal:
 
 
 def _note(error: Exception) -> str:
-    if isinstance(error, TimeoutError | exceptions.TimeoutError):
-        return f"Redis did not answer within {_BUDGET_SECONDS:g} s"
-    kind = _ERROR_KIND.match(str(error))
-    return f"Redis: {kind[0] if kind else type(error).__name__}"
+    """What is wrong, in our own words: an error of Redis may hold our command, and with it a password."""
+    for kind, words in _NOTES.items():
+        if isinstance(error, kind):
+            return words
+    code = _ERROR_CODE.match(str(error))
+    return f"Redis refuses: {code[0] if code else type(error).__name__}"
