@@ -234,8 +234,9 @@ class RedisStore:
             try:
                 async with self._client.pubsub() as subscription:
                     await self._hear(subscription)
-            except (exceptions.RedisError, OSError, TimeoutError) as error:
-                _log.info("changes in Redis are not heard", extra={"note": _note(error)})
+            except (exceptions.RedisError, OSError, TimeoutError):
+                # Whoever checks the store says so.
+                pass
             except Exception:
                 # Whatever it was: a listener that has ended would leave everybody waiting.
                 _log.exception("unexpected error")

@@ -30,7 +30,7 @@ def cell_key(cell: str) -> str:
 # Returns floor, settled, and the policy of eviction.
 BEGIN = """
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
-local policy = string.match(redis.call('INFO', 'memory'), 'maxmemory_policy:([%w-]+)')
+local policy = string.match(redis.call('INFO', 'memory'), 'maxmemory_policy:([%w-]+)') or ''
 local mark = redis.call('HMGET', KEYS[1], 'run', 'floor', 'settled', 'top')
 local known, floor = tonumber(ARGV[2]), tonumber(mark[2] or 0)
 if mark[1] == run and floor >= known then
