@@ -29,16 +29,12 @@ class Claim:
 
     @property
     def proof(self) -> LeaseProof:
-        token_hash = hash_token(self.token, self.holder)
+        token_hash = hash_held(self.token, self.holder)
         return LeaseProof(export_id=self.export.export_id, epoch=self.export.epoch, token_hash=token_hash)
 
 
-def hash_token(token: str, holder: str) -> str:
-    """What to compare with the record, which holds neither the token of a lease nor its holder, but a hash of both."""
-    return _hash(holder, token)
-
-
-def _hash(holder: str, text: str) -> str:
+def hash_held(text: str, holder: str) -> str:
+    """What to compare with the record, which holds no token, no id of a claim and no holder, but hashes."""
     return hashlib.sha256(f"{len(holder)}:{holder}{text}".encode("utf-8", "replace")).hexdigest()
 
 
@@ -76,7 +72,7 @@ class Claims:
         """
         if not _REQUEST_ID.fullmatch(request_id):
             raise Refused(Refusal.CLAIM_INVALID)
-        request = _Request(_hash(holder, request_id), holder)
+        request = _Request(hash_held(request_id, holder), holder)
         with self._records.changes(QUEUE) as queued:
             self._waiting.add(queued)
             try:
@@ -126,7 +122,7 @@ class Claims:
             export = record.export
             if export is None or record.trust is Trust.DOUBTFUL:
                 continue
-            token_hash = _hash(request.holder, token)
+            token_hash = hash_held(token, request.holder)
             following = steps.claim(record, export.export_id, request.id, token_hash)
             claimed = await self._records.write(record, following)
             if claimed is not None and claimed.export is not None:

@@ -3,7 +3,7 @@
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from cellexport.v1 import cell_export_pb2, exporter_pb2
-from server.claims import Claim, hash_token
+from server.claims import Claim, hash_held
 from server.model import Cell, CellRecord, Export, LeaseProof, Outcome, Progress, Reason, Result
 
 _RESULTS = {
@@ -53,7 +53,7 @@ def proof(lease: exporter_pb2.Lease, holder: str) -> LeaseProof:
     return LeaseProof(
         export_id=lease.export_id,
         epoch=lease.epoch,
-        token_hash=hash_token(lease.token, holder),
+        token_hash=hash_held(lease.token, holder),
         name=lease.name,
         request_key=lease.request_key,
         accepted_at=lease.start_time.seconds * 1000 + lease.start_time.nanos // 1_000_000,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import snapshots
 from oracle import Oracle
-from unit import Unit, answered, eventually, needs
+from unit import Unit, answered, eventually, meanwhile, needs
 
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 
@@ -38,9 +38,8 @@ def busy_unit(unit: Unit) -> Unit:
 def watching(unit: Unit) -> Iterator[list[tuple[float, int, str]]]:
     """Ask the gateway again and again meanwhile; what was answered: when, the HTTP status, the document's status."""
     answers: list[tuple[float, int, str]] = []
-    over = threading.Event()
 
-    def ask() -> None:
+    def ask(over: threading.Event) -> None:
         while not over.is_set():
             try:
                 answer = unit.http()
@@ -51,13 +50,8 @@ def watching(unit: Unit) -> Iterator[list[tuple[float, int, str]]]:
                 answers.append((time.monotonic(), 0, "nothing"))
             over.wait(0.05)
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
+    with meanwhile(ask):
         yield answers
-    finally:
-        over.set()
-        thread.join()
 
 
 def files(unit: Unit) -> list[str]:

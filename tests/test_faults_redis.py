@@ -11,7 +11,7 @@ import pytest
 import redis
 from oracle import Oracle, unchanged
 from redis_server import DURABLE, RedisServer
-from unit import HandExporter, Unit, answered, eventually, free_port, needs, refused
+from unit import HandExporter, Unit, answered, eventually, free_port, meanwhile, needs, refused
 
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport
@@ -80,20 +80,14 @@ def must_be_away(unit: Unit) -> float:
 @contextmanager
 def living(exporter: HandExporter, claimed: ClaimedExport, done: int) -> Iterator[None]:
     """An exporter that reports all the while, as one does: whatever becomes of a report, the next follows."""
-    over = threading.Event()
     sequences = iter(range(1000, 100_000))
 
-    def report() -> None:
+    def report(over: threading.Event) -> None:
         while not over.wait(0.2):
             answered(exporter.report, claimed, next(sequences), done)
 
-    thread = threading.Thread(target=report)
-    thread.start()
-    try:
+    with meanwhile(report):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def test_a_new_redis_says_nothing_for_a_lease_and_then_the_truth(unit: Unit) -> None:

@@ -15,7 +15,7 @@ import pytest
 import snapshots
 from oracle import Oracle
 from redis_server import DURABLE, RedisServer
-from unit import TOKEN, HandExporter, Program, Unit, answered, eventually, free_port, needs, refused
+from unit import TOKEN, HandExporter, Program, Unit, answered, eventually, free_port, meanwhile, needs, refused
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, Outcome, StartCellExportRequest
@@ -270,9 +270,8 @@ def test_whatever_dies_and_comes_back_no_status_lies(unit: Unit, store: RedisSer
 @contextlib.contextmanager
 def starting(unit: Unit, replicas: Replicas) -> Iterator[None]:
     """Somebody who starts an export whenever that can be done."""
-    over = threading.Event()
 
-    def start() -> None:
+    def start(over: threading.Event) -> None:
         with contextlib.ExitStack() as stack:
             stubs = [CellExportServiceStub(stack.enter_context(unit.channel(port))) for port in replicas.ports]
             number = 0
@@ -283,13 +282,8 @@ def starting(unit: Unit, replicas: Replicas) -> Iterator[None]:
                         StartCellExportRequest(cell="demo"), metadata=client.bearer(TOKEN), timeout=3
                     )
 
-    thread = threading.Thread(target=start)
-    thread.start()
-    try:
+    with meanwhile(start):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @needs("redis-server")

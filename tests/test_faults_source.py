@@ -16,7 +16,7 @@ import pytest
 import snapshots
 from injection import disk, needs_mount, traced, warm
 from oracle import Oracle
-from unit import Program, Unit, eventually, needs, needs_root
+from unit import Program, Unit, eventually, meanwhile, needs, needs_root
 
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 
@@ -167,10 +167,9 @@ def test_a_directory_that_is_swapped_for_a_link_all_the_time_is_never_left(
 def swapping(place: Path, other: Path, aside: Path) -> Iterator[None]:
     """Put a link to another directory in a directory's place and take it away again, over and over."""
     chance = random.Random(59)
-    over = threading.Event()
     link = aside.with_name("link")
 
-    def swap() -> None:
+    def swap(over: threading.Event) -> None:
         link.symlink_to(other)
         while not over.wait(chance.random() * 0.004):
             place.rename(aside)
@@ -179,13 +178,8 @@ def swapping(place: Path, other: Path, aside: Path) -> Iterator[None]:
             place.rename(link)
             aside.rename(place)
 
-    thread = threading.Thread(target=swap)
-    thread.start()
-    try:
+    with meanwhile(swap):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @pytest.mark.fault("F59")
@@ -339,21 +333,15 @@ def test_endless_files_do_not_hold_an_export_up(unit: Unit, webdav: Path) -> Non
 @contextmanager
 def growing(path: Path) -> Iterator[None]:
     """A file that is written to without end."""
-    over = threading.Event()
     with path.open("wb", buffering=0) as file:
 
-        def write() -> None:
+        def write(over: threading.Event) -> None:
             while not over.is_set():
                 file.write(bytes(64 * 1024))
                 over.wait(0.001)
 
-        thread = threading.Thread(target=write)
-        thread.start()
-        try:
+        with meanwhile(write):
             yield
-        finally:
-            over.set()
-            thread.join()
 
 
 @pytest.mark.fault("F66")

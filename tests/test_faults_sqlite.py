@@ -15,7 +15,7 @@ import pytest
 import snapshots
 from injection import disk, failing, fill, needs_mount, remount, warm
 from oracle import Oracle, unchanged
-from unit import HandExporter, Program, Unit, answered, eventually, needs
+from unit import HandExporter, Program, Unit, answered, eventually, meanwhile, needs
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
@@ -110,21 +110,15 @@ def test_reports_to_a_locked_database_are_refused_soon_and_nobody_else_waits_for
 def waiting_times(unit: Unit) -> Iterator[list[float]]:
     """Ask for the status all the while, and note how long each answer took."""
     times: list[float] = []
-    over = threading.Event()
 
-    def ask() -> None:
+    def ask(over: threading.Event) -> None:
         while not over.is_set():
             begun = time.monotonic()
             unit.get()
             times.append(time.monotonic() - begun)
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
+    with meanwhile(ask):
         yield times
-    finally:
-        over.set()
-        thread.join()
 
 
 @pytest.fixture

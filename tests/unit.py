@@ -61,6 +61,19 @@ def eventually(look: Callable[[], T | None], *, within: float = 15.0) -> T:
         pause.wait(0.01)
 
 
+@contextmanager
+def meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Work in a thread of its own as long as the context is open: until the event is set."""
+    over = threading.Event()
+    thread = threading.Thread(target=work, args=(over,))
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def needs(program: str) -> pytest.MarkDecorator:
     """Skip a test where a program is missing; in CI it has to be there."""
     missing = shutil.which(program) is None and not os.environ.get("CI")
