@@ -30,6 +30,7 @@ class Settings:
     lease_seconds: float
     queue_seconds: float
     queue_limit: int
+    watch_keepalive_seconds: float
     # None if it is off.
     event_log: Path | None
 
@@ -51,6 +52,9 @@ class Settings:
             lease_seconds=environment.seconds("CELLEXPORT_LEASE_SECONDS", 15, minimum=1, maximum=3600),
             queue_seconds=environment.seconds("CELLEXPORT_QUEUE_SECONDS", 3600, minimum=1, maximum=7 * 86400),
             queue_limit=int(environment.number("CELLEXPORT_QUEUE_LIMIT", 1000, minimum=1, maximum=10_000)),
+            watch_keepalive_seconds=environment.seconds(
+                "CELLEXPORT_WATCH_KEEPALIVE_SECONDS", 30, minimum=1, maximum=3600
+            ),
             event_log=_event_log(environment, unit_dir),
         )
 

@@ -14,7 +14,8 @@ from cellexport.v1.error_reason_pb2 import ErrorReason
 RETRY_SECONDS = 1
 
 
-@dataclass(frozen=True, slots=True)
+# Not compared by what they hold: an enum would take two reasons that look alike for one.
+@dataclass(frozen=True, slots=True, eq=False)
 class Row:
     status: grpc.StatusCode
     personium_code: str
@@ -69,6 +70,11 @@ class Refusal(Enum):
     )
     NOT_EXPORTING = Row(grpc.StatusCode.FAILED_PRECONDITION, "PR409-CX-0002", "The cell is not being exported.")
     QUEUE_FULL = Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "PR503-SV-0001", "Too many concurrent requests.", True)
+    TOO_MANY_WATCHES = Row(  # noqa: PIE796 - see Row
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "PR503-SV-0001", "Too many concurrent requests.", True
+    )
+    BATCH_TOO_LARGE = Row(grpc.StatusCode.INVALID_ARGUMENT, "PR400-CX-0004", "The call names too many cells.")
+    REVISION_UNKNOWN = Row(grpc.StatusCode.OUT_OF_RANGE, "PR400-CX-0005", "The cell has never had that revision.")
     EXPORT_NOT_FOUND = Row(grpc.StatusCode.NOT_FOUND, "PR404-CX-0001", "The cell has no such export.")
     LEASE_NOT_HELD = Row(grpc.StatusCode.PERMISSION_DENIED, "PR403-CX-0001", "The lease is another exporter's.")
     LEASE_LOST = Row(grpc.StatusCode.ABORTED, "PR409-CX-0001", "The lease is lost.")

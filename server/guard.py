@@ -7,40 +7,32 @@ that names no privilege, or is named by none, keeps the server from starting.
 import asyncio
 import logging
 import math
-import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Never
+from typing import Any, TypeVar
 
 import grpc
-from google.protobuf import duration_pb2
-from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
-from google.rpc import error_details_pb2, status_pb2
 
 from cellexport import request_key
-from cellexport.client import AUTHORIZATION, COOKIE, COOKIE_PEER, DOMAIN, UNIT_USER
-from server.auth import Identity, Judge
+from server import failures
+from server.admission import Admission, Call, credentials_of, key_of
 from server.auth.credentials import Credentials
 from server.auth.rights import Privilege
-from server.cells import CellDirectory
-from server.errors import RETRY_SECONDS, Refusal, Refused
-from server.model import Cell
+from server.errors import Refusal, Refused
+from server.failures import Context
+from server.limits import StreamLimit
+
+# How many cells of one call are looked at at a time.
+_AT_A_TIME = 25
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What a method gets to know of its call besides the message."""
-
-    request_key: str
-    identity: Identity
-
-
-Method = Callable[[Any, Call], Awaitable[Message]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +43,45 @@ class Rule:
     """
 
     privilege: Privilege
-    method: Method
+    method: Callable[[Any, Call], Awaitable[Message]]
     most_seconds: float = 10.0
     ends_with_token: bool = False
 
 
-Context = grpc.aio.ServicerContext[Any, Any]
+@dataclass(frozen=True, slots=True)
+class BatchRule:
+    """A method about many cells, called for each of them. The privilege is needed on each, and each fails alone.
+
+    `answer` makes one message of the cells and what became of each.
+    """
+
+    privilege: Privilege
+    method: Callable[[str, Call], Awaitable[Message]]
+    answer: Callable[[Sequence[tuple[str, Any | Refused]]], Message]
+    most_cells: int
+    most_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRule:
+    """A method whose answers are many. It ends with its caller's token, and each answer needs the privilege anew."""
+
+    privilege: Privilege
+    method: Callable[[Any, Call], AsyncGenerator[Message, None]]
+    limit: StreamLimit
+
+
+AnyRule = Rule | BatchRule | StreamRule
 
 
 class Guard:
-    """Wraps methods. Every error that leaves it is a row of `errors`, as status, ErrorInfo and RetryInfo."""
+    """Wraps methods. Every error that leaves it is a row of `errors`, in the form that `failures` gives it."""
 
-    def __init__(self, *, judge: Judge, cells: CellDirectory) -> None:
-        self._judge = judge
-        self._cells = cells
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
         self._undecodable_at = float("-inf")
 
-    def handlers(self, service: ServiceDescriptor, rules: Mapping[str, Rule]) -> grpc.GenericRpcHandler:
+    def handlers(self, service: ServiceDescriptor, rules: Mapping[str, AnyRule]) -> grpc.GenericRpcHandler:
         """The service for grpc to serve.
 
         Raises:
@@ -78,51 +92,97 @@ class Guard:
             odd = ", ".join(sorted(declared ^ rules.keys()))
             raise ValueError(f"{service.full_name}: each method needs a privilege and an implementation: {odd}")
         return grpc.method_handlers_generic_handler(
-            service.full_name,
-            {
-                method.name: grpc.unary_unary_rpc_method_handler(
-                    self._wrap(method.name, rules[method.name]),
-                    request_deserializer=_deserializer(GetMessageClass(method.input_type)),
-                    response_serializer=GetMessageClass(method.output_type).SerializeToString,
-                )
-                for method in service.methods
-            },
+            service.full_name, {method.name: self._handler(method, rules[method.name]) for method in service.methods}
         )
 
-    def _wrap(self, name: str, rule: Rule) -> Callable[[Any, Context], Awaitable[Message]]:
-        async def guarded(request: Any, context: Context) -> Message:
+    def _handler(self, method: MethodDescriptor, rule: AnyRule) -> "grpc.RpcMethodHandler[Any, Any]":
+        streams = isinstance(rule, StreamRule)
+        make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        return make(
+            self._guarded(method.name, rule),
+            request_deserializer=_deserializer(GetMessageClass(method.input_type)),
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+
+    def _guarded(self, name: str, rule: AnyRule) -> Callable[[Any, Context], Awaitable[Message | None]]:
+        async def guarded(request: Any, context: Context) -> Message | None:
             if request is None:
                 self._log_undecodable(name)
                 await context.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
             key = ""
             try:
                 metadata = context.invocation_metadata() or ()
-                key = _key(metadata)
-                call = self._admit(request, metadata, key, rule.privilege)
-                _require_time(context)
-                answer = await self._within_time(rule, request, call)
+                key = key_of(metadata)
                 context.set_trailing_metadata(((request_key.METADATA, key),))
-                return answer
+                match rule:
+                    case Rule():
+                        return await self._once(rule, request, credentials_of(metadata), key, context)
+                    case BatchRule():
+                        return await self._each(rule, name, request, credentials_of(metadata), key, context)
+                    case StreamRule():
+                        await self._stream(rule, request, credentials_of(metadata), key, context)
+                        return None
             except Refused as refused:
                 error = refused
-            except Exception as unexpected:
-                error = _unexpected(unexpected, key)
+            except Exception as exception:
+                error = failures.unexpected(exception, key)
             key = key or request_key.generate()
-            _log_refusal(error, {"method": name, "cell": getattr(request, "cell", ""), "request_key": key})
-            return await _abort(context, error, key)
+            failures.log_refusal(error, method=name, cell=getattr(request, "cell", ""), key=key)
+            return await failures.abort(context, error, key)
 
         return guarded
 
-    async def _within_time(self, rule: Rule, request: Any, call: Call) -> Message:
-        """What the method answers, within the time that it may take."""
-        remaining = self._judge.remaining_seconds(call.identity) if rule.ends_with_token else math.inf
-        try:
-            async with asyncio.timeout(min(rule.most_seconds, remaining)):
-                return await rule.method(request, call)
-        except TimeoutError as error:
-            if remaining < rule.most_seconds:
-                raise Refused(Refusal.TOKEN_EXPIRED, note="in the middle of the call") from error
-            raise Refused(Refusal.DEADLINE_PASSED, note=f"took longer than {rule.most_seconds:g} s") from error
+    async def _once(self, rule: Rule, request: Any, credentials: Credentials, key: str, context: Context) -> Message:
+        identity = self._admission.admit(getattr(request, "cell", None), credentials, rule.privilege)
+        _require_time(context)
+        remaining = self._admission.remaining_seconds(identity) if rule.ends_with_token else math.inf
+        return await _within(rule.most_seconds, remaining, rule.method(request, Call(key, identity)))
+
+    async def _each(
+        self, rule: BatchRule, name: str, request: Any, credentials: Credentials, key: str, context: Context
+    ) -> Message:
+        cells = request.cells
+        if len(cells) > rule.most_cells:
+            raise Refused(Refusal.BATCH_TOO_LARGE)
+        _require_time(context)
+
+        async def one(cell: str) -> tuple[str, Message | Refused]:
+            try:
+                identity = self._admission.admit(cell, credentials, rule.privilege)
+                return cell, await rule.method(cell, Call(key, identity))
+            except Refused as refused:
+                error = refused
+            except Exception as exception:
+                error = failures.unexpected(exception, key)
+            failures.log_refusal(error, method=name, cell=cell, key=key)
+            return cell, error
+
+        async def all_of_them() -> Message:
+            entries: list[tuple[str, Message | Refused]] = []
+            for start in range(0, len(cells), _AT_A_TIME):
+                entries += await asyncio.gather(*map(one, cells[start : start + _AT_A_TIME]))
+            return rule.answer(entries)
+
+        return await _within(rule.most_seconds, math.inf, all_of_them())
+
+    async def _stream(
+        self, rule: StreamRule, request: Any, credentials: Credentials, key: str, context: Context
+    ) -> None:
+        with rule.limit.room():
+            identity = self._admission.admit(request.cell, credentials, rule.privilege)
+            with rule.limit.room_for(identity):
+                remaining = self._admission.remaining_seconds(identity)
+                sending = self._send(rule, request, credentials, Call(key, identity), context)
+                await _within(math.inf, remaining, sending)
+
+    async def _send(
+        self, rule: StreamRule, request: Any, credentials: Credentials, call: Call, context: Context
+    ) -> None:
+        async with aclosing(rule.method(request, call)) as answers:
+            async for answer in answers:
+                # Rights may have been taken away since the last, and the cell with them.
+                self._admission.admit(request.cell, credentials, rule.privilege)
+                await context.write(answer)
 
     def _log_undecodable(self, name: str) -> None:
         """At most once a second: such messages come in floods."""
@@ -130,20 +190,6 @@ class Guard:
         if now - self._undecodable_at >= 1:
             self._undecodable_at = now
             _log.info("refused", extra={"reason": "undecodable message", "method": name})
-
-    def _admit(self, request: Any, metadata: Any, key: str, privilege: Privilege) -> Call:
-        cell = self._cell(request, privilege)
-        identity = self._judge.judge(_credentials(metadata), cell, privilege)
-        return Call(key, identity)
-
-    def _cell(self, request: Any, privilege: Privilege) -> Cell | None:
-        if not hasattr(request, "cell"):
-            return None
-        if privilege is Privilege.EXPORT_REPORT:
-            # An export under way goes on, and ends, whatever becomes of its cell's access file meanwhile.
-            self._cells.require_name(request.cell)
-            return Cell(name=request.cell)
-        return self._cells.find(request.cell)
 
 
 def _deserializer(message: type[Message]) -> Callable[[bytes], Message | None]:
@@ -165,58 +211,13 @@ def _require_time(context: Context) -> None:
         raise Refused(Refusal.DEADLINE_PASSED)
 
 
-def _values(metadata: Any, name: str) -> tuple[str, ...]:
-    # What is no text is there all the same: malformed, not absent.
-    return tuple(value if isinstance(value, str) else "?" for key, value in metadata if key == name)
-
-
-def _key(metadata: Any) -> str:
-    values = _values(metadata, request_key.METADATA)
-    if values in ((), ("",)):
-        return request_key.generate()
-    if len(values) > 1 or not request_key.is_valid(values[0]):
-        raise Refused(Refusal.REQUEST_KEY_INVALID)
-    return values[0]
-
-
-def _credentials(metadata: Any) -> Credentials:
-    authorization = _values(metadata, AUTHORIZATION)
-    return Credentials(
-        authorization=",".join(authorization) if authorization else None,
-        cookies=_values(metadata, COOKIE),
-        peers=_values(metadata, COOKIE_PEER),
-        # As an HTTP server joins header lines.
-        unit_user=",".join(_values(metadata, UNIT_USER)),
-    )
-
-
-def _unexpected(error: Exception, key: str) -> Refused:
-    error_id = secrets.token_hex(8)
-    _log.error("unexpected error", exc_info=error, extra={"error_id": error_id, "request_key": key})
-    return Refused(Refusal.UNEXPECTED, error_id=error_id)
-
-
-def _log_refusal(error: Refused, call: dict[str, str]) -> None:
-    fields = {"reason": error.refusal.reason} | call | ({"note": error.note} if error.note else {})
-    row = error.refusal.value
-    # What a caller did wrong is nothing that an operator has to mend; a store that is away is told once, elsewhere.
-    minor = row.retry or row.status in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-    _log.log(logging.ERROR if error.note and not minor else logging.INFO, "refused", extra=fields)
-
-
-async def _abort(context: Context, error: Refused, key: str) -> Never:
-    row = error.refusal.value
-    status = _status(error)
-    trailing = ((request_key.METADATA, key), ("grpc-status-details-bin", status.SerializeToString()))
-    await context.abort(row.status, error.text, trailing)
-
-
-def _status(error: Refused) -> status_pb2.Status:
-    row = error.refusal.value
-    status = status_pb2.Status(code=row.status.value[0], message=error.text)
-    details = {"personium_code": row.personium_code, **error.details}
-    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.refusal.reason, domain=DOMAIN, metadata=details))
-    if row.retry:
-        delay = duration_pb2.Duration(seconds=RETRY_SECONDS)
-        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    return status
+async def _within(most_seconds: float, token_seconds: float, answer: Awaitable[_T]) -> _T:
+    """What comes of it, within the time that it may take, and as long as the caller's token is good."""
+    seconds = min(most_seconds, token_seconds)
+    try:
+        async with asyncio.timeout(None if seconds == math.inf else seconds):
+            return await answer
+    except TimeoutError as error:
+        if token_seconds < most_seconds:
+            raise Refused(Refusal.TOKEN_EXPIRED, note="in the middle of the call") from error
+        raise Refused(Refusal.DEADLINE_PASSED, note=f"took longer than {most_seconds:g} s") from error

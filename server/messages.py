@@ -1,10 +1,14 @@
 """The words of `model` as messages of the contract, and back."""
 
+from collections.abc import Sequence
+
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from server.claims import Claim, hash_held
+from server.errors import Refused
 from server.model import Cell, CellRecord, Export, LeaseProof, Outcome, Progress, Reason, Result
+from server.watches import Sight
 
 _RESULTS = {
     Result.SUCCEEDED: cell_export_pb2.Outcome.RESULT_SUCCEEDED,
@@ -26,6 +30,18 @@ def cell_export(record: CellRecord) -> cell_export_pb2.CellExport:
         revision=record.revision,
         update_time=_timestamp(record.updated_at) if record.updated_at else None,
     )
+
+
+def batch(
+    entries: Sequence[tuple[str, cell_export_pb2.CellExport | Refused]],
+) -> cell_export_pb2.BatchGetCellExportsResponse:
+    """Many answers, of which some are refusals."""
+    return cell_export_pb2.BatchGetCellExportsResponse(entries=[_entry(cell, answer) for cell, answer in entries])
+
+
+def sight(seen: Sight) -> cell_export_pb2.WatchCellExportResponse:
+    status = cell_export(seen.record) if seen.changed else None
+    return cell_export_pb2.WatchCellExportResponse(cell_export=status, revision=seen.record.revision)
 
 
 def claimed_export(claim: Claim, cell: Cell, *, unit_url: str, lease_seconds: float) -> exporter_pb2.ClaimedExport:
@@ -106,6 +122,20 @@ def _outcome(outcome: Outcome) -> cell_export_pb2.Outcome:
         name=outcome.name,
         end_time=_timestamp(outcome.ended_at),
     )
+
+
+def _entry(cell: str, answer: cell_export_pb2.CellExport | Refused) -> cell_export_pb2.CellExportEntry:
+    if isinstance(answer, cell_export_pb2.CellExport):
+        return cell_export_pb2.CellExportEntry(cell=cell, cell_export=answer)
+    row = answer.refusal.value
+    refusal = cell_export_pb2.Refusal(
+        status_code=row.status.value[0],
+        reason=answer.refusal.reason,
+        personium_code=row.personium_code,
+        message=answer.text,
+        retryable=row.retry,
+    )
+    return cell_export_pb2.CellExportEntry(cell=cell, refusal=refusal)
 
 
 def _timestamp(milliseconds: int) -> timestamp_pb2.Timestamp:

@@ -1,44 +1,75 @@
 """The methods of the contract, and the privilege that each needs: messages in, one rule, messages out."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
 from cellexport.v1 import cell_export_pb2 as status_pb2
 from cellexport.v1 import exporter_pb2
 from server import events, messages
+from server.admission import Call
 from server.auth.rights import Privilege
 from server.cells import CellDirectory
 from server.claims import Claims
 from server.errors import Refusal, Refused
 from server.events import Events
-from server.guard import Call, Rule
-from server.model import Cell, Reason, Result
+from server.guard import AnyRule, BatchRule, Rule, StreamRule
+from server.limits import StreamLimit
+from server.model import Cell, CellRecord, Reason, Result
 from server.records import now_ms
 from server.registry import Registry
+from server.watches import Watches
 
 _LONGEST_WAIT_SECONDS = 30.0
+_MOST_CELLS_OF_ONE_CALL = 250
+_MOST_WATCHES = 20_000
+_MOST_WATCHES_OF_ONE = 1_000
 
 _log = logging.getLogger(__name__)
 
 
 class CellExportService:
-    def __init__(self, registry: Registry, log: Events) -> None:
+    def __init__(self, registry: Registry, watches: Watches, log: Events) -> None:
         self._registry = registry
+        self._watches = watches
         self._events = log
+        self.watch_limit = StreamLimit(total=_MOST_WATCHES, per_caller=_MOST_WATCHES_OF_ONE)
 
     @property
-    def rules(self) -> Mapping[str, Rule]:
+    def rules(self) -> Mapping[str, AnyRule]:
         return {
             "GetCellExport": Rule(Privilege.ROOT, self._get),
+            "BatchGetCellExports": BatchRule(
+                Privilege.ROOT, self._get_one, messages.batch, most_cells=_MOST_CELLS_OF_ONE_CALL
+            ),
+            "WatchCellExport": StreamRule(Privilege.ROOT, self._watch, self.watch_limit),
             "StartCellExport": Rule(Privilege.ROOT, self._start),
             "CancelCellExport": Rule(Privilege.ROOT, self._cancel),
         }
 
     async def _get(self, request: status_pb2.GetCellExportRequest, call: Call) -> status_pb2.GetCellExportResponse:
-        record = await self._registry.get(request.cell)
+        return status_pb2.GetCellExportResponse(cell_export=await self._get_one(request.cell, call))
+
+    async def _get_one(self, cell: str, call: Call) -> status_pb2.CellExport:
+        record = await self._registry.get(cell)
+        await self._tell(record, call)
+        return messages.cell_export(record)
+
+    async def _watch(
+        self, request: status_pb2.WatchCellExportRequest, call: Call
+    ) -> AsyncGenerator[status_pb2.WatchCellExportResponse, None]:
+        told = False
+        watch = self._watches.watch(request.cell, request.after_revision, until_ready=request.until_ready)
+        async with aclosing(watch) as sights:
+            async for sight in sights:
+                if not told:
+                    await self._tell(sight.record, call)
+                    told = True
+                yield messages.sight(sight)
+
+    async def _tell(self, record: CellRecord, call: Call) -> None:
         caller = call.identity.caller
         await self._events.write(events.status(record, time=now_ms(), request_key=call.request_key, caller=caller))
-        return status_pb2.GetCellExportResponse(cell_export=messages.cell_export(record))
 
     async def _start(
         self, request: status_pb2.StartCellExportRequest, call: Call

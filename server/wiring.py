@@ -9,6 +9,7 @@ import grpc
 from cellexport.settings import SettingError
 from cellexport.urls import UnitUrls
 from cellexport.v1 import cell_export_pb2, exporter_pb2
+from server.admission import Admission
 from server.auth import Judge, TokenKind
 from server.auth.cipher import Cipher
 from server.auth.cookie import Cookies
@@ -26,6 +27,7 @@ from server.records import Records, now_ms
 from server.registry import Registry
 from server.servicer import CellExportService, ExporterService
 from server.stores.opening import open_store
+from server.watches import Watches
 
 # How long calls that are being served may take to end.
 _GRACE_SECONDS = 9.0
@@ -65,14 +67,15 @@ async def serving(settings: Settings, *, clock: Callable[[], int] = now_ms) -> A
         claims = Claims(records)
         area = SnapshotArea(settings.unit_dir / "snapshots")
         registry = Registry(records=records, snapshots=area, log=events, queue_limit=settings.queue_limit)
-        guard = Guard(judge=build_judge(settings.tokens, settings.urls, clock), cells=cells)
+        guard = Guard(Admission(judge=build_judge(settings.tokens, settings.urls, clock), cells=cells))
         watch = LeaseWatch(
             records=records,
             registry=registry,
             lease_seconds=settings.lease_seconds,
             queue_seconds=settings.queue_seconds,
         )
-        cell_exports = CellExportService(registry, events)
+        watches = Watches(records, keepalive_seconds=settings.watch_keepalive_seconds)
+        cell_exports = CellExportService(registry, watches, events)
         exporters = ExporterService(
             registry, claims, cells, unit_url=settings.urls.unit, lease_seconds=settings.lease_seconds
         )
@@ -88,6 +91,7 @@ async def serving(settings: Settings, *, clock: Callable[[], int] = now_ms) -> A
         stack.push_async_callback(_cancel, asyncio.create_task(watch.run()))
         stack.push_async_callback(server.stop, _GRACE_SECONDS)
         stack.callback(claims.close)
+        stack.push_async_callback(watches.close)
         yield address
 
 

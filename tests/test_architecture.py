@@ -9,6 +9,7 @@ from unit import ROOT
 
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from cellexport.v1.error_reason_pb2 import ErrorReason
+from server.admission import Admission
 from server.auth import Judge
 from server.cells import CellDirectory
 from server.errors import Refusal
@@ -52,7 +53,7 @@ def test_what_is_shared_knows_nothing_of_the_programs() -> None:
 
 
 def test_the_rules_know_neither_messages_nor_sql() -> None:
-    for module in ("registry", "claims", "records", "steps", "model", "leases", "events"):
+    for module in ("registry", "claims", "records", "steps", "model", "leases", "events", "watches"):
         names = set(imports(ROOT / "server" / f"{module}.py"))
         assert (
             not inside(names, "cellexport")
@@ -67,7 +68,8 @@ def test_the_rules_know_neither_messages_nor_sql() -> None:
 
 
 def test_a_method_without_a_privilege_keeps_the_server_from_starting() -> None:
-    guard = Guard(judge=Judge([], cookies=None, clock=int), cells=CellDirectory(Path("nowhere")))
+    judge = Judge([], cookies=None, clock=int)
+    guard = Guard(Admission(judge=judge, cells=CellDirectory(Path("nowhere"))))
     for file, name in ((cell_export_pb2, "CellExportService"), (exporter_pb2, "ExporterService")):
         service = file.DESCRIPTOR.services_by_name[name]
         with pytest.raises(ValueError, match="each method needs a privilege"):

@@ -37,6 +37,7 @@ _KNOWN = frozenset(
         "UNIT_SECRET",
         "UNIT_SECRET_FILE",
         "UNIT_URL",
+        "WATCH_KEEPALIVE_SECONDS",
         "X_OVERRIDE",
     )
 )

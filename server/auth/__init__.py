@@ -21,19 +21,22 @@ from server.auth.rights import Accepted, Privilege
 from server.errors import Refusal, Refused
 from server.model import Caller, Cell
 
-_REMEMBERED = 10_000
+# More than there may be watches, each of which is judged again before every message.
+_REMEMBERED = 25_000
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """A caller whose token was accepted.
 
-    `holder` tells callers apart that may hold leases; `expires_at` is the last millisecond, since 1970, of the token.
+    `holder` tells callers apart that may hold leases; `expires_at` is the last millisecond, since 1970, of the token;
+    `for_unit` says that it is good for every cell.
     """
 
     caller: Caller
     holder: str
     expires_at: int | None
+    for_unit: bool
 
 
 class TokenKind(Protocol):
@@ -78,7 +81,7 @@ class Judge:
         """
         accepted = self._accept(credentials, cell)
         rights.require(needed, accepted, cell)
-        return Identity(accepted.caller, accepted.holder, accepted.expires_at)
+        return Identity(accepted.caller, accepted.holder, accepted.expires_at, accepted.for_unit)
 
     def remaining_seconds(self, identity: Identity) -> float:
         """For how long the caller's token is still good."""

@@ -114,6 +114,7 @@ class JwtAccessTokens:
             expires_at=expires_at,
             privileges=ALL,
             scope=frozenset(claims.get("scope", "").split(" ")),
+            for_unit=self._urls.unit in audiences,
         )
 
 

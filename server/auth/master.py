@@ -25,7 +25,7 @@ class MasterToken:
             return None
         if credentials.unit_user:
             return Accepted(caller=Caller(subject=credentials.unit_user), privileges=NONE)
-        return Accepted(caller=Caller(), holder="master", privileges=ALL)
+        return Accepted(caller=Caller(), holder="master", privileges=ALL, for_unit=True)
 
 
 def _digest(text: str) -> bytes:

@@ -34,6 +34,7 @@ class Accepted:
         privileges: what the token itself gives; None if that is up to the cell's access list.
         account: whose roles count; None if `roles` do.
         scope: what the privileges are narrowed to; None for not at all.
+        for_unit: whether it is good for every cell of the unit.
     """
 
     caller: Caller
@@ -43,6 +44,7 @@ class Accepted:
     account: str | None = None
     roles: frozenset[str] = frozenset()
     scope: frozenset[str] | None = None
+    for_unit: bool = False
 
 
 def require(needed: Privilege, accepted: Accepted, cell: Cell | None) -> None:

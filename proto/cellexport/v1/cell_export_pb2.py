@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63\x65llexport/v1/cell_export.proto\x12\rcellexport.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"$\n\x14GetCellExportRequest\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\"G\n\x15GetCellExportResponse\x12.\n\x0b\x63\x65ll_export\x18\x01 \x01(\x0b\x32\x19.cellexport.v1.CellExport\"B\n\x16StartCellExportRequest\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_name\"I\n\x17StartCellExportResponse\x12.\n\x0b\x63\x65ll_export\x18\x01 \x01(\x0b\x32\x19.cellexport.v1.CellExport\"C\n\x17\x43\x61ncelCellExportRequest\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_name\"J\n\x18\x43\x61ncelCellExportResponse\x12.\n\x0b\x63\x65ll_export\x18\x01 \x01(\x0b\x32\x19.cellexport.v1.CellExport\"\xb2\x02\n\nCellExport\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.cellexport.v1.CellExport.State\x12/\n\x0b\x65xportation\x18\x03 \x01(\x0b\x32\x1a.cellexport.v1.Exportation\x12,\n\x0clast_outcome\x18\x04 \x01(\x0b\x32\x16.cellexport.v1.Outcome\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x13\n\x0fSTATE_EXPORTING\x10\x02\"\xe6\x01\n\x0b\x45xportation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10progress_percent\x18\x03 \x01(\x05\x12\x14\n\x0c\x65ntries_done\x18\x04 \x01(\x03\x12\x15\n\rentries_total\x18\x05 \x01(\x03\x12\x12\n\nbytes_done\x18\x06 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x07 \x01(\x03\x12\x0f\n\x07stalled\x18\x08 \x01(\x08\x12\x18\n\x10\x63\x61ncel_requested\x18\t \x01(\x08\"\xa2\x04\n\x07Outcome\x12-\n\x06result\x18\x01 \x01(\x0e\x32\x1d.cellexport.v1.Outcome.Result\x12-\n\x06reason\x18\x02 \x01(\x0e\x32\x1d.cellexport.v1.Outcome.Reason\x12\x0c\n\x04name\x18\x03 \x01(\t\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"a\n\x06Result\x12\x16\n\x12RESULT_UNSPECIFIED\x10\x00\x12\x14\n\x10RESULT_SUCCEEDED\x10\x01\x12\x11\n\rRESULT_FAILED\x10\x02\x12\x16\n\x12RESULT_INTERRUPTED\x10\x03\"\x99\x02\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fREASON_NO_SPACE\x10\x01\x12\x15\n\x11REASON_NAME_TAKEN\x10\x02\x12\x1c\n\x18REASON_SOURCE_UNREADABLE\x10\x03\x12\x19\n\x15REASON_SOURCE_CHANGED\x10\x04\x12\x1e\n\x1aREASON_SNAPSHOT_UNWRITABLE\x10\x05\x12\x13\n\x0fREASON_INTERNAL\x10\x06\x12\x18\n\x14REASON_LEASE_EXPIRED\x10\x07\x12\x13\n\x0fREASON_SHUTDOWN\x10\x08\x12\x18\n\x14REASON_QUEUE_TIMEOUT\x10\t\x12\x14\n\x10REASON_CANCELLED\x10\n2\xb6\x02\n\x11\x43\x65llExportService\x12Z\n\rGetCellExport\x12#.cellexport.v1.GetCellExportRequest\x1a$.cellexport.v1.GetCellExportResponse\x12`\n\x0fStartCellExport\x12%.cellexport.v1.StartCellExportRequest\x1a&.cellexport.v1.StartCellExportResponse\x12\x63\n\x10\x43\x61ncelCellExport\x12&.cellexport.v1.CancelCellExportRequest\x1a\'.cellexport.v1.CancelCellExportResponseB0\n\x10io.cellexport.v1P\x01Z\x1a\x63\x65llexport/v1;cellexportv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63\x65llexport/v1/cell_export.proto\x12\rcellexport.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"$\n\x14GetCellExportRequest\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\"G\n\x15GetCellExportResponse\x12.\n\x0b\x63\x65ll_export\x18\x01 \x01(\x0b\x32\x19.cellexport.v1.CellExport\"+\n\x1a\x42\x61tchGetCellExportsRequest\x12\r\n\x05\x63\x65lls\x18\x01 \x03(\t\"N\n\x1b\x42\x61tchGetCellExportsResponse\x12/\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1e.cellexport.v1.CellExportEntry\"\x86\x01\n\x0f\x43\x65llExportEntry\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\x12\x30\n\x0b\x63\x65ll_export\x18\x02 \x01(\x0b\x32\x19.cellexport.v1.CellExportH\x00\x12)\n\x07refusal\x18\x03 \x01(\x0b\x32\x16.cellexport.v1.RefusalH\x00\x42\x08\n\x06\x61nswer\"j\n\x07Refusal\x12\x13\n\x0bstatus_code\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x16\n\x0epersonium_code\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x11\n\tretryable\x18\x05 \x01(\x08\"S\n\x16WatchCellExportRequest\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x12\x13\n\x0buntil_ready\x18\x03 \x01(\x08\"[\n\x17WatchCellExportResponse\x12.\n\x0b\x63\x65ll_export\x18\x01 \x01(\x0b\x32\x19.cellexport.v1.CellExport\x12\x10\n\x08revision\x18\x02 \x01(\x03\"B\n\x16StartCellExportRequest\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_name\"I\n\x17StartCellExportResponse\x12.\n\x0b\x63\x65ll_export\x18\x01 \x01(\x0b\x32\x19.cellexport.v1.CellExport\"C\n\x17\x43\x61ncelCellExportRequest\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_name\"J\n\x18\x43\x61ncelCellExportResponse\x12.\n\x0b\x63\x65ll_export\x18\x01 \x01(\x0b\x32\x19.cellexport.v1.CellExport\"\xb2\x02\n\nCellExport\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.cellexport.v1.CellExport.State\x12/\n\x0b\x65xportation\x18\x03 \x01(\x0b\x32\x1a.cellexport.v1.Exportation\x12,\n\x0clast_outcome\x18\x04 \x01(\x0b\x32\x16.cellexport.v1.Outcome\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x13\n\x0fSTATE_EXPORTING\x10\x02\"\xe6\x01\n\x0b\x45xportation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10progress_percent\x18\x03 \x01(\x05\x12\x14\n\x0c\x65ntries_done\x18\x04 \x01(\x03\x12\x15\n\rentries_total\x18\x05 \x01(\x03\x12\x12\n\nbytes_done\x18\x06 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x07 \x01(\x03\x12\x0f\n\x07stalled\x18\x08 \x01(\x08\x12\x18\n\x10\x63\x61ncel_requested\x18\t \x01(\x08\"\xa2\x04\n\x07Outcome\x12-\n\x06result\x18\x01 \x01(\x0e\x32\x1d.cellexport.v1.Outcome.Result\x12-\n\x06reason\x18\x02 \x01(\x0e\x32\x1d.cellexport.v1.Outcome.Reason\x12\x0c\n\x04name\x18\x03 \x01(\t\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"a\n\x06Result\x12\x16\n\x12RESULT_UNSPECIFIED\x10\x00\x12\x14\n\x10RESULT_SUCCEEDED\x10\x01\x12\x11\n\rRESULT_FAILED\x10\x02\x12\x16\n\x12RESULT_INTERRUPTED\x10\x03\"\x99\x02\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fREASON_NO_SPACE\x10\x01\x12\x15\n\x11REASON_NAME_TAKEN\x10\x02\x12\x1c\n\x18REASON_SOURCE_UNREADABLE\x10\x03\x12\x19\n\x15REASON_SOURCE_CHANGED\x10\x04\x12\x1e\n\x1aREASON_SNAPSHOT_UNWRITABLE\x10\x05\x12\x13\n\x0fREASON_INTERNAL\x10\x06\x12\x18\n\x14REASON_LEASE_EXPIRED\x10\x07\x12\x13\n\x0fREASON_SHUTDOWN\x10\x08\x12\x18\n\x14REASON_QUEUE_TIMEOUT\x10\t\x12\x14\n\x10REASON_CANCELLED\x10\n2\x88\x04\n\x11\x43\x65llExportService\x12Z\n\rGetCellExport\x12#.cellexport.v1.GetCellExportRequest\x1a$.cellexport.v1.GetCellExportResponse\x12l\n\x13\x42\x61tchGetCellExports\x12).cellexport.v1.BatchGetCellExportsRequest\x1a*.cellexport.v1.BatchGetCellExportsResponse\x12\x62\n\x0fWatchCellExport\x12%.cellexport.v1.WatchCellExportRequest\x1a&.cellexport.v1.WatchCellExportResponse0\x01\x12`\n\x0fStartCellExport\x12%.cellexport.v1.StartCellExportRequest\x1a&.cellexport.v1.StartCellExportResponse\x12\x63\n\x10\x43\x61ncelCellExport\x12&.cellexport.v1.CancelCellExportRequest\x1a\'.cellexport.v1.CancelCellExportResponseB0\n\x10io.cellexport.v1P\x01Z\x1a\x63\x65llexport/v1;cellexportv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,26 +37,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCELLEXPORTREQUEST']._serialized_end=119
   _globals['_GETCELLEXPORTRESPONSE']._serialized_start=121
   _globals['_GETCELLEXPORTRESPONSE']._serialized_end=192
-  _globals['_STARTCELLEXPORTREQUEST']._serialized_start=194
-  _globals['_STARTCELLEXPORTREQUEST']._serialized_end=260
-  _globals['_STARTCELLEXPORTRESPONSE']._serialized_start=262
-  _globals['_STARTCELLEXPORTRESPONSE']._serialized_end=335
-  _globals['_CANCELCELLEXPORTREQUEST']._serialized_start=337
-  _globals['_CANCELCELLEXPORTREQUEST']._serialized_end=404
-  _globals['_CANCELCELLEXPORTRESPONSE']._serialized_start=406
-  _globals['_CANCELCELLEXPORTRESPONSE']._serialized_end=480
-  _globals['_CELLEXPORT']._serialized_start=483
-  _globals['_CELLEXPORT']._serialized_end=789
-  _globals['_CELLEXPORT_STATE']._serialized_start=721
-  _globals['_CELLEXPORT_STATE']._serialized_end=789
-  _globals['_EXPORTATION']._serialized_start=792
-  _globals['_EXPORTATION']._serialized_end=1022
-  _globals['_OUTCOME']._serialized_start=1025
-  _globals['_OUTCOME']._serialized_end=1571
-  _globals['_OUTCOME_RESULT']._serialized_start=1190
-  _globals['_OUTCOME_RESULT']._serialized_end=1287
-  _globals['_OUTCOME_REASON']._serialized_start=1290
-  _globals['_OUTCOME_REASON']._serialized_end=1571
-  _globals['_CELLEXPORTSERVICE']._serialized_start=1574
-  _globals['_CELLEXPORTSERVICE']._serialized_end=1884
+  _globals['_BATCHGETCELLEXPORTSREQUEST']._serialized_start=194
+  _globals['_BATCHGETCELLEXPORTSREQUEST']._serialized_end=237
+  _globals['_BATCHGETCELLEXPORTSRESPONSE']._serialized_start=239
+  _globals['_BATCHGETCELLEXPORTSRESPONSE']._serialized_end=317
+  _globals['_CELLEXPORTENTRY']._serialized_start=320
+  _globals['_CELLEXPORTENTRY']._serialized_end=454
+  _globals['_REFUSAL']._serialized_start=456
+  _globals['_REFUSAL']._serialized_end=562
+  _globals['_WATCHCELLEXPORTREQUEST']._serialized_start=564
+  _globals['_WATCHCELLEXPORTREQUEST']._serialized_end=647
+  _globals['_WATCHCELLEXPORTRESPONSE']._serialized_start=649
+  _globals['_WATCHCELLEXPORTRESPONSE']._serialized_end=740
+  _globals['_STARTCELLEXPORTREQUEST']._serialized_start=742
+  _globals['_STARTCELLEXPORTREQUEST']._serialized_end=808
+  _globals['_STARTCELLEXPORTRESPONSE']._serialized_start=810
+  _globals['_STARTCELLEXPORTRESPONSE']._serialized_end=883
+  _globals['_CANCELCELLEXPORTREQUEST']._serialized_start=885
+  _globals['_CANCELCELLEXPORTREQUEST']._serialized_end=952
+  _globals['_CANCELCELLEXPORTRESPONSE']._serialized_start=954
+  _globals['_CANCELCELLEXPORTRESPONSE']._serialized_end=1028
+  _globals['_CELLEXPORT']._serialized_start=1031
+  _globals['_CELLEXPORT']._serialized_end=1337
+  _globals['_CELLEXPORT_STATE']._serialized_start=1269
+  _globals['_CELLEXPORT_STATE']._serialized_end=1337
+  _globals['_EXPORTATION']._serialized_start=1340
+  _globals['_EXPORTATION']._serialized_end=1570
+  _globals['_OUTCOME']._serialized_start=1573
+  _globals['_OUTCOME']._serialized_end=2119
+  _globals['_OUTCOME_RESULT']._serialized_start=1738
+  _globals['_OUTCOME_RESULT']._serialized_end=1835
+  _globals['_OUTCOME_REASON']._serialized_start=1838
+  _globals['_OUTCOME_REASON']._serialized_end=2119
+  _globals['_CELLEXPORTSERVICE']._serialized_start=2122
+  _globals['_CELLEXPORTSERVICE']._serialized_end=2642
 # @@protoc_insertion_point(module_scope)

@@ -56,6 +56,16 @@ class CellExportServiceStub:
                 request_serializer=cellexport_dot_v1_dot_cell__export__pb2.GetCellExportRequest.SerializeToString,
                 response_deserializer=cellexport_dot_v1_dot_cell__export__pb2.GetCellExportResponse.FromString,
                 _registered_method=True)
+        self.BatchGetCellExports = channel.unary_unary(
+                '/cellexport.v1.CellExportService/BatchGetCellExports',
+                request_serializer=cellexport_dot_v1_dot_cell__export__pb2.BatchGetCellExportsRequest.SerializeToString,
+                response_deserializer=cellexport_dot_v1_dot_cell__export__pb2.BatchGetCellExportsResponse.FromString,
+                _registered_method=True)
+        self.WatchCellExport = channel.unary_stream(
+                '/cellexport.v1.CellExportService/WatchCellExport',
+                request_serializer=cellexport_dot_v1_dot_cell__export__pb2.WatchCellExportRequest.SerializeToString,
+                response_deserializer=cellexport_dot_v1_dot_cell__export__pb2.WatchCellExportResponse.FromString,
+                _registered_method=True)
         self.StartCellExport = channel.unary_unary(
                 '/cellexport.v1.CellExportService/StartCellExport',
                 request_serializer=cellexport_dot_v1_dot_cell__export__pb2.StartCellExportRequest.SerializeToString,
@@ -96,6 +106,32 @@ class CellExportServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGetCellExports(self, request, context):
+        """BatchGetCellExports returns the status of many cells' exports, each with an outcome of its own: one cell that is
+        unknown, or that the caller may not see, spoils nothing for the others. It has no side effects and may be retried.
+        Statuses and reasons: those of any method, but for those that are about a cell, which its entry holds;
+        INVALID_ARGUMENT (BATCH_TOO_LARGE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchCellExport(self, request, context):
+        """WatchCellExport sends the status of a cell's export: the current one at once, then each change of it, as long as the
+        call is open. Only the newest is ever sent: who reads slowly skips what has been overtaken. While nothing
+        changes, messages without a status come from time to time: they say that the status last sent still holds.
+
+        A watch may end at any time: with UNAVAILABLE when the server is restarted, the store is away, or a connection has
+        become old. Open it again, with the last message's revision as after_revision: nothing is lost, nothing sent again.
+        It ends with what the caller's credentials have become when they are no good any more, and with CELL_NOT_FOUND when
+        the cell is gone. Without until_ready it never ends with OK.
+        Statuses and reasons: those of any method; OUT_OF_RANGE (REVISION_UNKNOWN), RESOURCE_EXHAUSTED (TOO_MANY_WATCHES),
+        UNAVAILABLE (SERVER_SHUTDOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StartCellExport(self, request, context):
         """StartCellExport starts an export of a cell. From the moment it answers, the cell's state is STATE_EXPORTING.
         Of many simultaneous calls for one cell exactly one succeeds.
@@ -125,6 +161,16 @@ def add_CellExportServiceServicer_to_server(servicer, server):
                     servicer.GetCellExport,
                     request_deserializer=cellexport_dot_v1_dot_cell__export__pb2.GetCellExportRequest.FromString,
                     response_serializer=cellexport_dot_v1_dot_cell__export__pb2.GetCellExportResponse.SerializeToString,
+            ),
+            'BatchGetCellExports': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetCellExports,
+                    request_deserializer=cellexport_dot_v1_dot_cell__export__pb2.BatchGetCellExportsRequest.FromString,
+                    response_serializer=cellexport_dot_v1_dot_cell__export__pb2.BatchGetCellExportsResponse.SerializeToString,
+            ),
+            'WatchCellExport': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCellExport,
+                    request_deserializer=cellexport_dot_v1_dot_cell__export__pb2.WatchCellExportRequest.FromString,
+                    response_serializer=cellexport_dot_v1_dot_cell__export__pb2.WatchCellExportResponse.SerializeToString,
             ),
             'StartCellExport': grpc.unary_unary_rpc_method_handler(
                     servicer.StartCellExport,
@@ -181,6 +227,60 @@ class CellExportService:
             '/cellexport.v1.CellExportService/GetCellExport',
             cellexport_dot_v1_dot_cell__export__pb2.GetCellExportRequest.SerializeToString,
             cellexport_dot_v1_dot_cell__export__pb2.GetCellExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetCellExports(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cellexport.v1.CellExportService/BatchGetCellExports',
+            cellexport_dot_v1_dot_cell__export__pb2.BatchGetCellExportsRequest.SerializeToString,
+            cellexport_dot_v1_dot_cell__export__pb2.BatchGetCellExportsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchCellExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cellexport.v1.CellExportService/WatchCellExport',
+            cellexport_dot_v1_dot_cell__export__pb2.WatchCellExportRequest.SerializeToString,
+            cellexport_dot_v1_dot_cell__export__pb2.WatchCellExportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -142,6 +142,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """QUEUE_FULL means: too many exports are waiting for an exporter. Try again.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
+    BATCH_TOO_LARGE: _ErrorReason.ValueType  # 30
+    """BATCH_TOO_LARGE means: the call names too many cells.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    REVISION_UNKNOWN: _ErrorReason.ValueType  # 31
+    """REVISION_UNKNOWN means: the cell has never had that revision. Watch it without one.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    TOO_MANY_WATCHES: _ErrorReason.ValueType  # 32
+    """TOO_MANY_WATCHES means: the caller, or all callers together, watch as much as they may. Try again.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is why a call was refused: the `reason` of the google.rpc.ErrorInfo in the status, for callers to branch
@@ -266,6 +278,18 @@ buf:lint:ignore ENUM_VALUE_PREFIX
 """
 QUEUE_FULL: ErrorReason.ValueType  # 29
 """QUEUE_FULL means: too many exports are waiting for an exporter. Try again.
+buf:lint:ignore ENUM_VALUE_PREFIX
+"""
+BATCH_TOO_LARGE: ErrorReason.ValueType  # 30
+"""BATCH_TOO_LARGE means: the call names too many cells.
+buf:lint:ignore ENUM_VALUE_PREFIX
+"""
+REVISION_UNKNOWN: ErrorReason.ValueType  # 31
+"""REVISION_UNKNOWN means: the cell has never had that revision. Watch it without one.
+buf:lint:ignore ENUM_VALUE_PREFIX
+"""
+TOO_MANY_WATCHES: ErrorReason.ValueType  # 32
+"""TOO_MANY_WATCHES means: the caller, or all callers together, watch as much as they may. Try again.
 buf:lint:ignore ENUM_VALUE_PREFIX
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1,0 +1,218 @@
+"""Who watches which cell: the newest record, for as many as want it.
+
+However many watch one cell, the store is read once after each change: for all of them. Nothing queues up: a watch that
+is slow finds the newest record when it looks again.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from server.errors import Refusal, Refused
+from server.model import CellRecord
+from server.records import Records
+
+# How many watches are woken before others have their turn.
+_WOKEN_AT_A_TIME = 50
+# How many cells are read at a time, so that other calls to the store have their share.
+_READ_AT_A_TIME = 8
+# How often a store that was away is asked whether it is back.
+_RECOVERY_SECONDS = 0.5
+# What the store said so long ago need not be asked again, only to say that nothing has changed.
+_FRESH_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """The newest record, and whether it is another than the last."""
+
+    record: CellRecord
+    changed: bool
+
+
+class Watches:
+    """Every method raises `Refused`.
+
+    Args:
+        keepalive_seconds: how long at the most nothing is heard of a cell that doesn't change.
+    """
+
+    def __init__(self, records: Records, *, keepalive_seconds: float) -> None:
+        self._records = records
+        self._keepalive_seconds = keepalive_seconds
+        self._reading = asyncio.Semaphore(_READ_AT_A_TIME)
+        self._topics: dict[str, _Topic] = {}
+        # Those whose store doesn't answer.
+        self._blind: set[_Topic] = set()
+        self._recovery: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def close(self) -> None:
+        """End every watch with SERVER_SHUTDOWN."""
+        self._closing = True
+        for topic in list(self._topics.values()):
+            await topic.wake()
+
+    async def watch(self, cell: str, after_revision: int, *, until_ready: bool) -> AsyncGenerator[Sight, None]:
+        """The record at once, then each newer one; now and then that it is unchanged, which the store has just said.
+
+        Args:
+            after_revision: the one last seen, or 0.
+            until_ready: whether to end when no export is under way.
+
+        Raises:
+            Refused: REVISION_UNKNOWN, SERVER_SHUTDOWN; what the store raises, if it can't be asked at the beginning, or
+                to say that nothing has changed.
+        """
+        async with self._topic(cell) as topic:
+            record = await topic.look(time.monotonic())
+            if not 0 <= after_revision <= record.revision:
+                raise Refused(Refusal.REVISION_UNKNOWN)
+            seen = after_revision
+            while True:
+                yield Sight(record, changed=record.revision > seen)
+                if until_ready and record.export is None:
+                    return
+                seen = record.revision
+                record = topic.newest if topic.newest.revision > seen else await self._next(topic)
+
+    async def _next(self, topic: "_Topic") -> CellRecord:
+        """The next record, or the same if there is none for too long."""
+        if self._closing:
+            raise Refused(Refusal.SERVER_SHUTDOWN)
+        # Those who began together need not be told together.
+        patience = self._keepalive_seconds * random.uniform(0.8, 1.0)  # noqa: S311 - guards nothing
+        changed = await topic.wait(patience)
+        if self._closing:
+            raise Refused(Refusal.SERVER_SHUTDOWN)
+        return topic.newest if changed else await topic.look(time.monotonic() - _FRESH_SECONDS)
+
+    @asynccontextmanager
+    async def _topic(self, cell: str) -> AsyncIterator["_Topic"]:
+        topic = self._topics.get(cell)
+        if topic is None:
+            topic = self._topics[cell] = _Topic(cell, self._records, self._reading, self._on_blind)
+        topic.users += 1
+        try:
+            yield topic
+        finally:
+            topic.users -= 1
+            if not topic.users:
+                del self._topics[cell]
+                self._blind.discard(topic)
+                topic.close()
+
+    def _on_blind(self, topic: "_Topic") -> None:
+        self._blind.add(topic)
+        if self._recovery is None:
+            self._recovery = asyncio.create_task(self._recover())
+
+    async def _recover(self) -> None:
+        """Once the store is back, all who wait for it look again."""
+        while self._blind:
+            await asyncio.sleep(_RECOVERY_SECONDS)
+            try:
+                await self._records.check()
+                in_doubt = await self._records.doubt()
+            except Refused:
+                continue
+            if in_doubt is None:
+                blind, self._blind = self._blind, set()
+                for topic in blind:
+                    topic.look_again()
+        self._recovery = None
+
+
+class _Topic:
+    """The newest record of one cell, for all who watch it."""
+
+    def __init__(
+        self, cell: str, records: Records, reading: asyncio.Semaphore, on_blind: Callable[["_Topic"], None]
+    ) -> None:
+        self.newest = CellRecord(cell=cell)
+        self.users = 0
+        self._cell = cell
+        self._records = records
+        self._reading = reading
+        self._on_blind = on_blind
+        self._refused: Refused | None = None
+        # When the last look began, on a clock that does not jump.
+        self._looked_at = float("-inf")
+        self._looked = asyncio.Event()
+        self._waiting: set[asyncio.Future[bool]] = set()
+        self._stack = ExitStack()
+        self._again = self._stack.enter_context(records.changes(cell))
+        self._stack.callback(asyncio.create_task(self._keep_looking()).cancel)
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def look_again(self) -> None:
+        self._again.set()
+
+    async def look(self, since: float) -> CellRecord:
+        """The newest record, as the store had it at that time of `time.monotonic` or later."""
+        while self._looked_at < since:
+            looked = self._looked
+            self._again.set()
+            await looked.wait()
+        if self._refused is not None:
+            raise Refused(self._refused.refusal, note=self._refused.note)
+        return self.newest
+
+    async def wait(self, seconds: float) -> bool:
+        """Whether there is something new within that time."""
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        timer = loop.call_later(seconds, _resolve, waiter, False)
+        self._waiting.add(waiter)
+        try:
+            return bool(await waiter)
+        finally:
+            timer.cancel()
+            self._waiting.discard(waiter)
+
+    async def wake(self) -> None:
+        waiting, self._waiting = self._waiting, set()
+        for number, waiter in enumerate(waiting):
+            _resolve(waiter, True)
+            if number % _WOKEN_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+
+    async def _keep_looking(self) -> None:
+        """Look at each change."""
+        while True:
+            async with self._reading:
+                self._again.clear()
+                self._looked_at, newest = time.monotonic(), await self._read()
+            looked, self._looked = self._looked, asyncio.Event()
+            looked.set()
+            if newest is None:
+                self._on_blind(self)
+            elif newest.revision > self.newest.revision:
+                self.newest = newest
+                await self.wake()
+            await self._again.wait()
+
+    async def _read(self) -> CellRecord | None:
+        self._refused = None
+        try:
+            return await self._records.read(self._cell)
+        except Refused as refused:
+            self._refused = refused
+        except Exception:
+            # Whatever it was: who watches must not wait for ever.
+            _log.exception("unexpected error", extra={"cell": self._cell})
+            self._refused = Refused(Refusal.UNEXPECTED)
+        return None
+
+
+def _resolve(waiter: asyncio.Future[bool], result: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(result)
