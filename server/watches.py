@@ -190,27 +190,27 @@ class _Topic:
         while True:
             async with self._reading:
                 self._again.clear()
-                self._looked_at, newest = time.monotonic(), await self._read()
+                began, found = time.monotonic(), await self._read()
+            # Both at once, and only now: until then the last look is the one that counts.
+            self._looked_at, self._refused = began, found if isinstance(found, Refused) else None
             looked, self._looked = self._looked, asyncio.Event()
             looked.set()
-            if newest is None:
+            if isinstance(found, Refused):
                 self._on_blind(self)
-            elif newest.revision > self.newest.revision:
-                self.newest = newest
+            elif found.revision > self.newest.revision:
+                self.newest = found
                 await self.wake()
             await self._again.wait()
 
-    async def _read(self) -> CellRecord | None:
-        self._refused = None
+    async def _read(self) -> CellRecord | Refused:
         try:
             return await self._records.read(self._cell)
         except Refused as refused:
-            self._refused = refused
+            return refused
         except Exception:
             # Whatever it was: who watches must not wait for ever.
             _log.exception("unexpected error", extra={"cell": self._cell})
-            self._refused = Refused(Refusal.UNEXPECTED)
-        return None
+            return Refused(Refusal.UNEXPECTED)
 
 
 def _resolve(waiter: asyncio.Future[bool], result: bool) -> None:

@@ -2,6 +2,7 @@
 
 - `v1`: the contract, and the stubs made from it
 - `client`: a channel to the server, done right
+- `watching`: a watch that goes on through restarts of the server
 - `settings`: settings from the environment
 - `logs`: the application log
 """

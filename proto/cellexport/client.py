@@ -7,6 +7,9 @@ For Python callers too:
         stub.GetCellExport(GetCellExportRequest(cell="demo"), metadata=client.bearer(token), timeout=3)
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
@@ -73,15 +76,21 @@ def bearer(token: str) -> Metadata:
 
 def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
     """What the server says of an error, or None where it was not the server's own code that refused the call."""
-    for entry in error.trailing_metadata() or ():
-        if entry.key == "grpc-status-details-bin" and isinstance(entry.value, bytes):
-            return _first_error_info(entry.value)
-    return None
-
-
-def _first_error_info(details: bytes) -> error_details_pb2.ErrorInfo | None:
     info = error_details_pb2.ErrorInfo()
-    for detail in status_pb2.Status.FromString(details).details:
-        if detail.Unpack(info) and info.domain == DOMAIN:
-            return info
-    return None
+    return info if any(detail.Unpack(info) and info.domain == DOMAIN for detail in _details(error)) else None
+
+
+def retry_seconds(error: grpc.RpcError) -> float:
+    """How long the server wants to be left alone before the next try; 0 where it doesn't say."""
+    retry = error_details_pb2.RetryInfo()
+    if any(detail.Unpack(retry) for detail in _details(error)):
+        return float(retry.retry_delay.ToTimedelta().total_seconds())
+    return 0.0
+
+
+def _details(error: grpc.RpcError) -> Iterator[Any]:
+    # Of one type with `grpc`, and of another with `grpc.aio`.
+    trailing: Any = error.trailing_metadata()
+    for key, value in trailing or ():
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            yield from status_pb2.Status.FromString(value).details

@@ -1,0 +1,70 @@
+"""Watch a cell's export for as long as it takes, through restarts of the server and breaks of the network.
+
+with client.channel("127.0.0.1:50051") as channel:
+    for message in watching.watch(channel, "demo", lambda: client.bearer(token), until_ready=True):
+        print(message.cell_export.exportation.progress_percent)
+"""
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+
+import grpc
+
+from cellexport.client import Metadata, retry_seconds
+from cellexport.v1.cell_export_pb2 import WatchCellExportRequest, WatchCellExportResponse
+from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+
+_LEAST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 5.0
+# With these a watch may end that is worth opening again: where the server lets go of it, or of its connection.
+_PASSING = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED})
+
+
+def watch(
+    channel: grpc.Channel,
+    cell: str,
+    metadata: Callable[[], Metadata],
+    *,
+    after_revision: int = 0,
+    until_ready: bool = False,
+    over: threading.Event | None = None,
+) -> Iterator[WatchCellExportResponse]:
+    """The messages of a watch that is opened again, where the last one left off, whenever it ends before its time.
+
+    It waits longer from time to time, and not as long as others do who were cut off at the same moment.
+
+    Args:
+        metadata: what to present, asked for each time: tokens may be exchanged meanwhile.
+        after_revision: the revision to go on after; 0 begins with the current status.
+        until_ready: whether to end after a status whose state is STATE_READY.
+        over: ends the watch when it is set, at the latest with the next message.
+
+    Raises:
+        grpc.RpcError: if the watch ends in a way that opening it again would not mend.
+    """
+    over = over or threading.Event()
+    stub, failures = CellExportServiceStub(channel), 0
+    while not over.is_set():
+        request = WatchCellExportRequest(cell=cell, after_revision=after_revision, until_ready=until_ready)
+        call = stub.WatchCellExport(request, metadata=metadata())
+        try:
+            for message in call:
+                failures, after_revision = 0, message.revision
+                yield message
+                if over.is_set():
+                    return
+            return
+        except grpc.RpcError as error:
+            if error.code() not in _PASSING:
+                raise
+            failures += 1
+            over.wait(_pause(failures, error))
+        finally:
+            call.cancel()
+
+
+def _pause(failures: int, error: grpc.RpcError) -> float:
+    """How long to wait before the next try, in seconds."""
+    longest = min(_LONGEST_PAUSE_SECONDS, _LEAST_PAUSE_SECONDS * 2 ** min(failures, 10))
+    return max(retry_seconds(error), random.uniform(longest / 2, longest))  # noqa: S311 - guards nothing

@@ -1,0 +1,86 @@
+"""Watches, played by the test."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import grpc
+from unit import TOKEN, Unit
+
+from cellexport import client, watching
+from cellexport.v1.cell_export_pb2 import WatchCellExportRequest, WatchCellExportResponse
+from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+
+
+class Watch:
+    """One call of WatchCellExport. Its messages are read one at a time."""
+
+    def __init__(self, channel: grpc.Channel, cell: str = "demo", *, token: str = TOKEN, **request: int) -> None:
+        message = WatchCellExportRequest(cell=cell, **request)  # type: ignore[arg-type]
+        self.call = CellExportServiceStub(channel).WatchCellExport(message, metadata=client.bearer(token), timeout=60)
+
+    def next(self) -> WatchCellExportResponse:
+        return next(self.call)
+
+    def next_status(self) -> WatchCellExportResponse:
+        """The next message that has a status."""
+        while True:
+            message = self.next()
+            if message.HasField("cell_export"):
+                return message
+
+    def end(self) -> grpc.RpcError | None:
+        """How the watch ends, whatever it says until then."""
+        try:
+            for _ in self.call:
+                continue
+        except grpc.RpcError as error:
+            return error
+        return None
+
+
+@dataclass
+class Follower:
+    """A caller who watches through whatever happens, and what it was told."""
+
+    messages: list[WatchCellExportResponse] = field(default_factory=list)
+    # Of each message, as it comes.
+    arrived: "queue.SimpleQueue[WatchCellExportResponse]" = field(default_factory=queue.SimpleQueue)
+    failed: list[grpc.RpcError] = field(default_factory=list)
+
+    def statuses(self) -> list[WatchCellExportResponse]:
+        return [message for message in self.messages if message.HasField("cell_export")]
+
+    def judge(self) -> None:
+        """Nothing was told twice, or out of order, and the watch has never failed for good."""
+        assert not self.failed
+        revisions = [message.revision for message in self.statuses()]
+        assert all(earlier < later for earlier, later in pairwise(revisions)), revisions
+
+
+@contextmanager
+def following(unit: Unit, cell: str = "demo", *, target: str | None = None) -> Iterator[Follower]:
+    follower, over = Follower(), threading.Event()
+
+    def follow(channel: grpc.Channel) -> None:
+        try:
+            for message in watching.watch(channel, cell, lambda: client.bearer(TOKEN), over=over):
+                follower.messages.append(message)
+                follower.arrived.put(message)
+        except (grpc.RpcError, ValueError) as error:
+            # A channel that was closed ends the call that was on it.
+            if not over.is_set():
+                follower.failed.append(error if isinstance(error, grpc.RpcError) else grpc.RpcError(str(error)))
+
+    with client.channel(target or f"127.0.0.1:{unit.grpc_port}") as channel:
+        thread = threading.Thread(target=follow, args=(channel,), daemon=True)
+        thread.start()
+        try:
+            yield follower
+        finally:
+            over.set()
+    thread.join(10)
+    assert not thread.is_alive()
