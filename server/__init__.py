@@ -9,8 +9,9 @@ The way of one call, each step one file and one change of vocabulary:
               ──▶ stores     the port; `stores.sqlite` and `stores.redis` are its adapters
 
 Beside it: `cells` (the cell directory), `leases` (exports that nobody speaks for any more, and stores in doubt),
-`events` (the event log), `errors` (every refusal, as data), `config` (settings). Only `wiring` knows all of them;
-`__main__` knows `wiring`, and `token_command`, which makes and explains tokens with the very judge that the server has.
+`events` (the event log), `errors` (every refusal, as data), `config` (settings), `health` (with `store_pulse`) and
+`reflection`, whose streams are bounded by `open_streams`, and `drain` (how a server ends). Only `wiring` knows all of
+them; `__main__` knows `wiring`, and `token_command`, which makes and explains tokens with the server's very judge.
 
 `server.exporter` is a program of its own: it is a client of the server like any other exporter, and imports nothing
 of this package but itself. The server borrows its `area`, because the snapshot directory is where a dead exporter's

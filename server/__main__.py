@@ -66,7 +66,6 @@ async def _serve(settings: Settings) -> None:
         if os.environ.get("GRPC_TRACE") or os.environ.get("GRPC_VERBOSITY", "").upper() == "DEBUG":
             _log.warning("GRPC_TRACE and GRPC_VERBOSITY=DEBUG print metadata, and with it tokens: unset them")
         await stop.wait()
-        _log.info("ending")
 
 
 if __name__ == "__main__":

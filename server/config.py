@@ -31,6 +31,8 @@ class Settings:
     queue_seconds: float
     queue_limit: int
     watch_keepalive_seconds: float
+    drain_seconds: float
+    reflection: bool
     # None if it is off.
     event_log: Path | None
 
@@ -55,6 +57,8 @@ class Settings:
             watch_keepalive_seconds=environment.seconds(
                 "CELLEXPORT_WATCH_KEEPALIVE_SECONDS", 30, minimum=1, maximum=3600
             ),
+            drain_seconds=environment.seconds("CELLEXPORT_DRAIN_SECONDS", 0, minimum=0, maximum=600),
+            reflection=environment.choice("CELLEXPORT_REFLECTION", "on", "off") == "on",
             event_log=_event_log(environment, unit_dir),
         )
 

@@ -181,7 +181,7 @@ Paste into another terminal:
   start an export     curl -i -X POST {header} {url}
   ask its status      curl -i {header} {url}
   watch it            while sleep 1; do curl -s {header} {url}; echo; done
-  the same by gRPC    {buf} curl --schema {Path("proto").absolute()} \\
+  the same by gRPC    {buf} curl \\
                         --protocol grpc --http2-prior-knowledge {header} \\
                         -d '{{"cell":"{plan.cell}"}}' http://{plan.grpc}/cellexport.v1.CellExportService/GetCellExport{_account(plan)}
 

@@ -18,8 +18,11 @@ from server.errors import Refused
 from server.model import CellRecord, Export, Phase, Progress, Trust
 from server.records import Records, now_ms
 from server.registry import Registry
+from server.store_pulse import StorePulse
 
 _TICK_SECONDS = 0.25
+# Health has to tell within two seconds that the store is away.
+_CHECK_SECONDS = 1.0
 # A sleep that took longer than this was a pause of the whole process: reports that came meanwhile are still unread.
 _PAUSE_SECONDS = 1.0
 # For how many leases nothing must have moved, to call an export stalled.
@@ -51,6 +54,7 @@ class LeaseWatch:
     """Looks at every export under way, several times a second.
 
     Args:
+        pulse: gets to know whether the store answers.
         lease_seconds: after how long without a report an export is interrupted.
         queue_seconds: after how long without an exporter it is.
     """
@@ -60,12 +64,14 @@ class LeaseWatch:
         *,
         records: Records,
         registry: Registry,
+        pulse: StorePulse,
         lease_seconds: float,
         queue_seconds: float,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._records = records
         self._registry = registry
+        self._pulse = pulse
         self._lease_seconds = lease_seconds
         self._queue_seconds = queue_seconds
         self._monotonic = monotonic
@@ -109,13 +115,15 @@ class LeaseWatch:
 
     async def _check_store(self) -> None:
         now = self._monotonic()
-        if self._away or now - self._checked_at >= self._lease_seconds / 3:
+        if self._away or now - self._checked_at >= min(_CHECK_SECONDS, self._lease_seconds / 3):
             self._checked_at = now
-            await self._records.check()
+            with self._pulse.asking():
+                await self._records.check()
 
     async def look(self) -> None:
         """Look once, and end what is over."""
-        records = await self._records.underway()
+        with self._pulse.asking():
+            records = await self._records.underway()
         now = self._monotonic()
         if self._records.refused_writes != self._refused_writes:
             # Reports may have been among them.

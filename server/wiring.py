@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import grpc
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from cellexport.settings import SettingError
 from cellexport.urls import UnitUrls
@@ -19,18 +20,25 @@ from server.auth.master import MasterToken
 from server.cells import CellDirectory
 from server.claims import Claims
 from server.config import Settings, TokenSettings
+from server.drain import Drain
 from server.events import EventLog, Events, NoEvents
 from server.exporter.area import SnapshotArea
 from server.guard import Guard
+from server.health import SERVICE as HEALTH_SERVICE
+from server.health import Health
 from server.leases import LeaseWatch
 from server.records import Records, now_ms
+from server.reflection import Reflection
 from server.registry import Registry
 from server.servicer import CellExportService, ExporterService
+from server.store_pulse import StorePulse
 from server.stores.opening import open_store
 from server.watches import Watches
 
-# How long calls that are being served may take to end.
-_GRACE_SECONDS = 9.0
+_SERVICES = (
+    cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"],
+    exporter_pb2.DESCRIPTOR.services_by_name["ExporterService"],
+)
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     # A second server on the same port must fail, not share it.
@@ -68,9 +76,11 @@ async def serving(settings: Settings, *, clock: Callable[[], int] = now_ms) -> A
         area = SnapshotArea(settings.unit_dir / "snapshots")
         registry = Registry(records=records, snapshots=area, log=events, queue_limit=settings.queue_limit)
         guard = Guard(Admission(judge=build_judge(settings.tokens, settings.urls, clock), cells=cells))
+        pulse = StorePulse()
         watch = LeaseWatch(
             records=records,
             registry=registry,
+            pulse=pulse,
             lease_seconds=settings.lease_seconds,
             queue_seconds=settings.queue_seconds,
         )
@@ -79,19 +89,22 @@ async def serving(settings: Settings, *, clock: Callable[[], int] = now_ms) -> A
         exporters = ExporterService(
             registry, claims, cells, unit_url=settings.urls.unit, lease_seconds=settings.lease_seconds
         )
+        health = Health(pulse, [service.full_name for service in _SERVICES])
+        reflection = Reflection((*_SERVICES, HEALTH_SERVICE))
         server = grpc.aio.server(options=_OPTIONS)
-        server.add_generic_rpc_handlers(
-            (
-                guard.handlers(cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"], cell_exports.rules),
-                guard.handlers(exporter_pb2.DESCRIPTOR.services_by_name["ExporterService"], exporters.rules),
-            )
-        )
+        rules = (cell_exports.rules, exporters.rules)
+        server.add_generic_rpc_handlers(tuple(map(guard.handlers, _SERVICES, rules)))
+        # What follows asks for no token, and tells nothing of any cell.
+        add_HealthServicer_to_server(health, server)
+        if settings.reflection:
+            server.add_generic_rpc_handlers(reflection.handlers())
         address = _listen(server, settings)
         await server.start()
-        stack.push_async_callback(_cancel, asyncio.create_task(watch.run()))
-        stack.push_async_callback(server.stop, _GRACE_SECONDS)
-        stack.callback(claims.close)
-        stack.push_async_callback(watches.close)
+        for task in (watch.run(), health.run()):
+            stack.push_async_callback(_cancel, asyncio.create_task(task))
+        closing = (watches.close, claims.close, health.close, reflection.close)
+        drain = Drain(server, health, seconds=settings.drain_seconds, closing=closing)
+        stack.push_async_callback(drain.run)
         yield address
 
 

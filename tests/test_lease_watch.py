@@ -11,6 +11,7 @@ from server.leases import LeaseWatch
 from server.model import Caller, CellRecord, LeaseProof, Progress
 from server.records import Records
 from server.registry import Registry
+from server.store_pulse import StorePulse
 from server.stores.sqlite import SqliteStore
 
 LEASE = 10.0
@@ -27,6 +28,7 @@ class Scene:
         self.watch = LeaseWatch(
             records=self.records,
             registry=self.registry,
+            pulse=StorePulse(),
             lease_seconds=LEASE,
             queue_seconds=1000,
             monotonic=lambda: self.now,

@@ -16,6 +16,7 @@ _KNOWN = frozenset(
     f"CELLEXPORT_{name}"
     for name in (
         "CELL_URL",
+        "DRAIN_SECONDS",
         "EVENT_LOG",
         "EXPORTER_TOKEN",
         "EXPORTER_TOKEN_FILE",
@@ -30,6 +31,7 @@ _KNOWN = frozenset(
         "PLAINTEXT",
         "QUEUE_LIMIT",
         "QUEUE_SECONDS",
+        "REFLECTION",
         "STORE",
         "STORE_FILE",
         "TRUSTED_ISSUERS",
