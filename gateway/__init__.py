@@ -7,6 +7,7 @@ It knows HTTP, the words of the document, and the stub; it decides nothing and a
     `forwarding` what of the request the server gets to know
     `body`       what a start may say
     `upstream`   the call, and its deadline
+    `readiness`  whether there is a server to serve with
     `render`     the status in the document's words
     `errors`     every error, as data: reasons of the contract to bodies of the document
 
@@ -21,6 +22,7 @@ from flask import Flask
 
 from gateway.config import Settings
 from gateway.overrides import HeaderOverride, MethodOverride
+from gateway.readiness import Readiness
 from gateway.upstream import Upstream
 from gateway.views import METHODS, register
 
@@ -37,7 +39,7 @@ def create_app(settings: Settings | None = None) -> WSGIApplication:
     settings = settings or Settings.read(os.environ)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
-    register(app, settings, Upstream(settings.target))
+    register(app, settings, Upstream(settings.target), Readiness(settings.target))
     overridden = HeaderOverride(app) if settings.x_override else app
     return _Neutral(MethodOverride(overridden, frozenset(METHODS)))
 

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from typing import Any
@@ -32,7 +33,9 @@ def main() -> None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Serve over HTTP until SIGTERM or SIGINT. Settings come from the environment."""
+    """Serve over HTTP until SIGTERM or SIGINT; a second signal ends the program at once. Settings come from the
+    environment.
+    """
     os.umask(0o077)
     try:
         log_config = logs.configure(Environment(os.environ), terminal=logs.is_terminal())
@@ -46,6 +49,7 @@ def cli() -> None:
     multiprocessing.set_start_method("spawn")
     _log.info("starting", extra={"address": str(settings.listen), "target": settings.target})
     _granian(settings, log_config).serve()
+    _log.info("ended")
 
 
 def worker_app() -> WSGIApplication:
@@ -56,8 +60,19 @@ def worker_app() -> WSGIApplication:
     return create_app()
 
 
+class _Server(MPServer):
+    """Granian, which closes idle connections when it is told to end, and answers what it has begun to read."""
+
+    def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
+        # The second ends this program at once, and the worker with it.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        _log.info("ending: requests under way are answered, and no connection is taken any more")
+        super().signal_handler_interrupt(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
 def _granian(settings: Settings, log_config: dict[str, Any]) -> MPServer:
-    return MPServer(
+    return _Server(
         "gateway.__main__:worker_app",
         factory=True,
         address=settings.listen.host,

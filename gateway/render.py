@@ -26,6 +26,11 @@ def status(cell_export: CellExport) -> str:
     )
 
 
+def operational() -> str:
+    """For those who run the gateway, not of the document."""
+    return _json({"status": "ok"})
+
+
 def error(code: str, message: str) -> str:
     return _json({"code": code, "message": {"lang": "en", "value": message}})
 

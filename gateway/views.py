@@ -13,10 +13,12 @@ from gateway import errors, forwarding, overrides, render
 from gateway.body import Bodies
 from gateway.config import Settings
 from gateway.errors import ApiError
+from gateway.readiness import Readiness
 from gateway.upstream import Upstream
 
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 _METHODS = ", ".join(METHODS)
+_PROBES = ("/livez", "/readyz")
 _WANTED_LIMIT = 1024
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEADER_NAMES = re.compile(rf"{_NAME}(?:[ \t]*,[ \t]*{_NAME})*")
@@ -27,9 +29,9 @@ _EXPOSED = (
 _log = logging.getLogger(__name__)
 
 
-def register(app: Flask, settings: Settings, upstream: Upstream) -> None:
+def register(app: Flask, settings: Settings, upstream: Upstream, readiness: Readiness) -> None:
     """Put the facade's routes and handlers on an application."""
-    views = _Views(settings, upstream)
+    views = _Views(settings, upstream, readiness)
     # The order of checks: routing has its say after these.
     for check in (views.take_request_key, views.refuse_override, views.answer_preflight, views.refuse_double_slash):
         app.before_request(check)
@@ -38,6 +40,8 @@ def register(app: Flask, settings: Settings, upstream: Upstream) -> None:
     for rule in rules:
         app.add_url_rule(rule, "get", views.get, methods=["GET"], provide_automatic_options=False)
         app.add_url_rule(rule, "start", views.start, methods=["POST"], provide_automatic_options=False)
+    for path, probe in zip(_PROBES, (views.livez, views.readyz), strict=True):
+        app.add_url_rule(path, path, probe, methods=["GET"], provide_automatic_options=False)
     app.register_error_handler(ApiError, views.refuse)
     app.register_error_handler(grpc.RpcError, views.refuse_call)
     app.register_error_handler(HTTPException, views.refuse_http)
@@ -45,10 +49,11 @@ def register(app: Flask, settings: Settings, upstream: Upstream) -> None:
 
 
 class _Views:
-    def __init__(self, settings: Settings, upstream: Upstream) -> None:
+    def __init__(self, settings: Settings, upstream: Upstream, readiness: Readiness) -> None:
         self._urls = settings.urls
         self._version = settings.personium_version
         self._upstream = upstream
+        self._readiness = readiness
         self._bodies = Bodies()
 
     def get(self, cell: str) -> Response:
@@ -61,6 +66,14 @@ class _Views:
         response.headers["Location"] = f"{self._urls.cell(cell)}__export"
         del response.headers["Content-Type"]
         return response
+
+    def livez(self) -> Response:
+        """200 whatever the server does."""
+        return _json(render.operational())
+
+    def readyz(self) -> Response:
+        # Asked so often, and by nobody who did anything wrong: neither answer is logged.
+        return _json(render.operational()) if self._readiness.known() else self._answer(ApiError(errors.SERVER_AWAY))
 
     def take_request_key(self) -> None:
         key = request.headers.get(request_key.HEADER, "")
@@ -113,7 +126,7 @@ class _Views:
         if problem.status == 401:
             response.headers["WWW-Authenticate"] = self._challenge(problem)
         if problem.status == 405:
-            response.headers["Allow"] = _METHODS
+            response.headers["Allow"] = "GET, HEAD, OPTIONS" if request.path in _PROBES else _METHODS
         if problem.retry:
             response.headers["Retry-After"] = str(errors.RETRY_AFTER_SECONDS)
         return response

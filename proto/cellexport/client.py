@@ -64,9 +64,16 @@ def _is_local(name: str) -> bool:
     return all(is_loopback(host.removeprefix("[").removesuffix("]")) for host in hosts)
 
 
-def channel(name: str) -> grpc.Channel:
-    """A plaintext channel to the server of that gRPC name. Make it after a fork, never before."""
-    return grpc.insecure_channel(name, options=_OPTIONS)
+def channel(name: str, *, service_config: str = "") -> grpc.Channel:
+    """A plaintext channel to the server of that gRPC name. Make it after a fork, never before.
+
+    Args:
+        service_config: JSON that says how calls are balanced and tried again; grpc's own way if left out.
+    """
+    options: tuple[tuple[str, int | str], ...] = _OPTIONS
+    if service_config:
+        options += (("grpc.service_config", service_config),)
+    return grpc.insecure_channel(name, options=options)
 
 
 def bearer(token: str) -> Metadata:

@@ -1,0 +1,71 @@
+"""Whether there is a server to serve with: what an orchestrator asks the gateway by `/readyz`."""
+
+import json
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from cellexport import client
+
+_DEADLINE_SECONDS = 0.9
+_FRESH_SECONDS = 1.0
+# What is known longer than that is waited to be known anew, instead of told while somebody else asks.
+_STALE_SECONDS = 3.0
+# Of several servers, one that is SERVING is asked.
+_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}})
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    when: float
+    ready: bool
+
+
+class Readiness:
+    """However many want to know, the server is asked once a second at the most, and by one of them.
+
+    Args:
+        target: the server's gRPC name.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._asking = threading.Lock()
+        self._known = _Known(float("-inf"), ready=False)
+        # Made with the first question: a channel does not survive the fork of a pre-forking server.
+        self._lazy_channel: grpc.Channel | None = None
+
+    def known(self) -> bool:
+        """Whether a server says in time that it is SERVING."""
+        age = time.monotonic() - self._known.when
+        if age < _FRESH_SECONDS or not self._asking.acquire(blocking=age > _STALE_SECONDS):
+            return self._known.ready
+        try:
+            if time.monotonic() - self._known.when >= _FRESH_SECONDS:
+                ready = self._ask()
+                if ready != self._known.ready:
+                    _log.info("ready" if ready else "not ready: no server is SERVING")
+                self._known = _Known(time.monotonic(), ready)
+            return self._known.ready
+        finally:
+            self._asking.release()
+
+    def _ask(self) -> bool:
+        if self._lazy_channel is None:
+            self._lazy_channel = client.channel(self._target, service_config=_SERVICE_CONFIG)
+        check = self._lazy_channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=HealthCheckRequest.SerializeToString,
+            response_deserializer=HealthCheckResponse.FromString,
+        )
+        try:
+            answer: HealthCheckResponse = check(HealthCheckRequest(), timeout=_DEADLINE_SECONDS)
+        except grpc.RpcError:
+            return False
+        return answer.status == HealthCheckResponse.SERVING
