@@ -7,9 +7,10 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -21,6 +22,8 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, Serv
 from redis_server import DURABLE, running
 from unit import TOKEN, Answer, HandExporter, Program, Unit, accepts, eventually, needs, refused
 
+from cellexport.v1.cell_export_pb2 import WatchCellExportRequest
+from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from cellexport.v1.exporter_pb2 import ClaimExportRequest
 
 SERVICES = ("cellexport.v1.CellExportService", "cellexport.v1.ExporterService")
@@ -231,6 +234,13 @@ def test_a_server_that_is_told_to_end_is_avoided_first_and_refuses_then(unit: Un
     waiting = exporter.stub.ClaimExport.future(
         ClaimExportRequest(request_id="0" * 16, wait=Duration(seconds=30)), metadata=exporter.metadata, timeout=35
     )
+    watching = [
+        CellExportServiceStub(channel).WatchCellExport(
+            WatchCellExportRequest(cell="demo"), metadata=exporter.metadata, timeout=35
+        )
+        for _ in range(20)
+    ]
+    assert all(next(call).HasField("cell_export") for call in watching)
     begun = time.monotonic()
     server.signal(signal.SIGTERM)
     assert next(health).status == NOT_SERVING
@@ -242,9 +252,11 @@ def test_a_server_that_is_told_to_end_is_avoided_first_and_refuses_then(unit: Un
         with pytest.raises(grpc.RpcError) as ended:
             next(call)
         assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
-    with pytest.raises(grpc.RpcError) as sent_away:
-        waiting.result()
-    assert refused(sent_away) == ("UNAVAILABLE", "SERVER_SHUTDOWN")
+    ends: list[Callable[[], object]] = [waiting.result, *(partial(next, call) for call in watching)]
+    for end in ends:
+        with pytest.raises(grpc.RpcError) as sent_away:
+            end()
+        assert refused(sent_away) == ("UNAVAILABLE", "SERVER_SHUTDOWN")
     assert server.process.wait(5) == 0
     assert 1.5 <= time.monotonic() - begun < 3
     said = server.log.read_text()
