@@ -37,6 +37,7 @@ lint: $(VENV)/.dev proto-check ## ruff, mypy, buf, and stubs that agree with the
 bench: $(VENV)/.dev ## what a status costs, in CPU time, beside the least that it could cost
 	@$(BIN)/python tests/bench.py
 	@$(BIN)/python tests/bench_tokens.py
+	@$(BIN)/python tests/bench_watch.py
 
 format: $(VENV)/.dev ## put Python and proto files into their standard form
 	$(BIN)/ruff check --fix --exit-zero .

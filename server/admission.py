@@ -46,8 +46,12 @@ class Admission:
         return self._cells.find(name)
 
 
-def key_of(metadata: Any) -> str:
-    """The call's request key, or a new one. Raises `Refused` with REQUEST_KEY_INVALID."""
+def presented_in(metadata: Any) -> tuple[str, Credentials]:
+    """The call's request key, or a new one, and its credentials. Raises `Refused` with REQUEST_KEY_INVALID."""
+    return _key(metadata), _credentials(metadata)
+
+
+def _key(metadata: Any) -> str:
     values = _values(metadata, request_key.METADATA)
     if values in ((), ("",)):
         return request_key.generate()
@@ -56,7 +60,7 @@ def key_of(metadata: Any) -> str:
     return values[0]
 
 
-def credentials_of(metadata: Any) -> Credentials:
+def _credentials(metadata: Any) -> Credentials:
     authorization = _values(metadata, AUTHORIZATION)
     return Credentials(
         authorization=",".join(authorization) if authorization else None,

@@ -20,7 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from cellexport import request_key
 from server import failures
-from server.admission import Admission, Call, credentials_of, key_of
+from server.admission import Admission, Call, presented_in
 from server.auth.credentials import Credentials
 from server.auth.rights import Privilege
 from server.errors import Refusal, Refused
@@ -111,16 +111,15 @@ class Guard:
                 await context.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
             key = ""
             try:
-                metadata = context.invocation_metadata() or ()
-                key = key_of(metadata)
+                key, credentials = presented_in(context.invocation_metadata() or ())
                 context.set_trailing_metadata(((request_key.METADATA, key),))
                 match rule:
                     case Rule():
-                        return await self._once(rule, request, credentials_of(metadata), key, context)
+                        return await self._once(rule, request, credentials, key, context)
                     case BatchRule():
-                        return await self._each(rule, name, request, credentials_of(metadata), key, context)
+                        return await self._each(rule, name, request, credentials, key, context)
                     case StreamRule():
-                        await self._stream(rule, request, credentials_of(metadata), key, context)
+                        await self._stream(rule, request, credentials, key, context)
                         return None
             except Refused as refused:
                 error = refused
@@ -214,8 +213,10 @@ def _require_time(context: Context) -> None:
 async def _within(most_seconds: float, token_seconds: float, answer: Awaitable[_T]) -> _T:
     """What comes of it, within the time that it may take, and as long as the caller's token is good."""
     seconds = min(most_seconds, token_seconds)
+    if seconds == math.inf:
+        return await answer
     try:
-        async with asyncio.timeout(None if seconds == math.inf else seconds):
+        async with asyncio.timeout(seconds):
             return await answer
     except TimeoutError as error:
         if token_seconds < most_seconds:

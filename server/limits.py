@@ -1,8 +1,6 @@
 """How many streams may be open at once: in all, and of one caller."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from server.auth import Identity
 from server.errors import Refusal, Refused
@@ -19,30 +17,45 @@ class StreamLimit:
     def __init__(self, *, total: int, per_caller: int) -> None:
         self._total = total
         self._per_caller = per_caller
-        self._callers: Counter[str] = Counter()
-        self.open = 0
+        # By caller; None is for all of them.
+        self._open: Counter[str | None] = Counter()
 
-    @contextmanager
-    def room(self) -> Iterator[None]:
-        """One of all. Raises `Refused` with TOO_MANY_WATCHES; it is asked before the caller is known."""
-        if self.open >= self._total:
-            raise Refused(Refusal.TOO_MANY_WATCHES)
-        self.open += 1
-        try:
-            yield
-        finally:
-            self.open -= 1
+    def room(self) -> "_Room":
+        """One of all. Entering it raises `Refused` with TOO_MANY_WATCHES; it is asked before the caller is known."""
+        return _Room(self, None, self._total)
 
-    @contextmanager
-    def room_for(self, identity: Identity) -> Iterator[None]:
-        """One of that caller's. Raises `Refused` with TOO_MANY_WATCHES."""
+    def room_for(self, identity: Identity) -> "_Room":
+        """One of that caller's. Entering it raises `Refused` with TOO_MANY_WATCHES."""
         caller = identity.holder or identity.caller.subject or ""
-        if not identity.for_unit and self._callers[caller] >= self._per_caller:
-            raise Refused(Refusal.TOO_MANY_WATCHES, note="of this caller")
-        self._callers[caller] += 1
-        try:
-            yield
-        finally:
-            self._callers[caller] -= 1
-            if not self._callers[caller]:
-                del self._callers[caller]
+        return _Room(self, caller, self._total if identity.for_unit else self._per_caller)
+
+    @property
+    def open(self) -> int:
+        return self._open[None]
+
+    def enter(self, whose: str | None, most: int) -> None:
+        if self._open[whose] >= most:
+            raise Refused(Refusal.TOO_MANY_WATCHES, note="" if whose is None else "of this caller")
+        self._open[whose] += 1
+
+    def leave(self, whose: str | None) -> None:
+        self._open[whose] -= 1
+        if not self._open[whose]:
+            del self._open[whose]
+
+
+class _Room:
+    """A place as long as the context is open. There are thousands: a generator for each would cost a kilobyte."""
+
+    __slots__ = ("_limit", "_most", "_whose")
+
+    def __init__(self, limit: StreamLimit, whose: str | None, most: int) -> None:
+        self._limit = limit
+        self._whose = whose
+        self._most = most
+
+    def __enter__(self) -> None:
+        self._limit.enter(self._whose, self._most)
+
+    def __exit__(self, *_: object) -> None:
+        self._limit.leave(self._whose)

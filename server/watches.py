@@ -8,8 +8,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from server.errors import Refusal, Refused
@@ -70,7 +70,8 @@ class Watches:
             Refused: REVISION_UNKNOWN, SERVER_SHUTDOWN; what the store raises, if it can't be asked at the beginning, or
                 to say that nothing has changed.
         """
-        async with self._topic(cell) as topic:
+        topic = self._join(cell)
+        try:
             record = await topic.look(time.monotonic())
             if not 0 <= after_revision <= record.revision:
                 raise Refused(Refusal.REVISION_UNKNOWN)
@@ -81,6 +82,8 @@ class Watches:
                     return
                 seen = record.revision
                 record = topic.newest if topic.newest.revision > seen else await self._next(topic)
+        finally:
+            self._leave(cell, topic)
 
     async def _next(self, topic: "_Topic") -> CellRecord:
         """The next record, or the same if there is none for too long."""
@@ -93,20 +96,19 @@ class Watches:
             raise Refused(Refusal.SERVER_SHUTDOWN)
         return topic.newest if changed else await topic.look(time.monotonic() - _FRESH_SECONDS)
 
-    @asynccontextmanager
-    async def _topic(self, cell: str) -> AsyncIterator["_Topic"]:
+    def _join(self, cell: str) -> "_Topic":
         topic = self._topics.get(cell)
         if topic is None:
             topic = self._topics[cell] = _Topic(cell, self._records, self._reading, self._on_blind)
         topic.users += 1
-        try:
-            yield topic
-        finally:
-            topic.users -= 1
-            if not topic.users:
-                del self._topics[cell]
-                self._blind.discard(topic)
-                topic.close()
+        return topic
+
+    def _leave(self, cell: str, topic: "_Topic") -> None:
+        topic.users -= 1
+        if not topic.users:
+            del self._topics[cell]
+            self._blind.discard(topic)
+            topic.close()
 
     def _on_blind(self, topic: "_Topic") -> None:
         self._blind.add(topic)

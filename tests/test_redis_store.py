@@ -26,7 +26,7 @@ from server.errors import Refused
 from server.model import Trust
 from server.records import now_ms
 from server.stores.redis import RedisStore
-from server.stores.redis_client import RedisPlace
+from server.stores.redis_place import RedisPlace
 
 pytestmark = needs("redis-server")
 

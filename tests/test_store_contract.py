@@ -17,7 +17,7 @@ from server.model import CellRecord, Trust
 from server.records import now_ms
 from server.stores import QUEUE, Store
 from server.stores.redis import RedisStore
-from server.stores.redis_client import RedisPlace
+from server.stores.redis_place import RedisPlace
 from server.stores.sqlite import SqliteStore
 
 Test = Callable[[Store], Awaitable[None]]

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from server.stores import Store
-from server.stores.redis import RedisStore
-from server.stores.redis_client import RedisPlace
+from server.stores.redis_place import RedisPlace
 from server.stores.sqlite import SqliteStore
 
 
@@ -20,4 +19,7 @@ async def open_store(place: Path | RedisPlace, clock: Callable[[], int]) -> Stor
     """
     if isinstance(place, Path):
         return await SqliteStore.open(place)
+    # Only here: whoever has a file need not have 10 MB of a client for Redis in memory.
+    from server.stores.redis import RedisStore
+
     return await RedisStore.open(place, clock)

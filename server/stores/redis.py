@@ -23,7 +23,8 @@ from server.model import CellRecord, Phase, Trust
 from server.stores import StoreError, redis_records
 from server.stores import redis_scripts as scripts
 from server.stores.changes import Changes
-from server.stores.redis_client import RedisPlace, connect
+from server.stores.redis_client import connect
+from server.stores.redis_place import RedisPlace
 
 _BUDGET_SECONDS = 1.0
 _MOST_CONNECTIONS = 32

@@ -1,0 +1,25 @@
+"""Many watches at once: they cost little, and nobody else notices."""
+
+import time
+
+import pytest
+from crowds import cpu_seconds, crowd, files, latencies, memory, p99
+from unit import Unit, eventually
+
+
+@pytest.mark.fault("F21", "F25")
+@pytest.mark.long
+@pytest.mark.timeout(120)
+def test_five_thousand_idle_watches_leave_the_server_to_others(unit: Unit) -> None:
+    server = unit.start_server()
+    with crowd(unit, 5000, connections=50, cells=100) as watches:
+        watches.wait_for(lambda said: bool(said["open"] == 5000), within=90)
+        assert p99(latencies(unit, 1000)) < 50
+        assert memory(server) < 200 * 1024**2
+        assert files(server) < 300
+        before, began = cpu_seconds(server), time.monotonic()
+        latest = watches.wait_for(lambda said: time.monotonic() - began > 10, within=20)
+        assert (cpu_seconds(server) - before) / (time.monotonic() - began) < 0.05
+        assert (latest["open"], latest["failures"]) == (5000, 0)
+    # When they go, nothing of them stays.
+    eventually(lambda: files(server) < 40)
