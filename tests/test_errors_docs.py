@@ -1,0 +1,25 @@
+"""That docs/errors.md says of every error what the code does."""
+
+import re
+
+from unit import ROOT
+
+from gateway import errors as rest
+from server.errors import Refusal
+
+TEXT = (ROOT / "docs" / "errors.md").read_text()
+
+
+def test_every_reason_is_in_the_table_with_its_status_code_and_whether_to_retry() -> None:
+    told = re.findall(r"^\| `(\w+)` \| (\w+) \| (\S+) \| (\w*) ?\|", TEXT, re.MULTILINE)
+    assert told == [
+        (reason.name, reason.value.status.name, reason.value.personium_code, "yes" if reason.value.retry else "")
+        for reason in Refusal
+    ]
+
+
+def test_every_error_of_the_gateways_own_is_in_the_other_table() -> None:
+    told = {code: int(status) for status, code in re.findall(r"^\| (\d+) \| (\S+) \|", TEXT, re.MULTILINE)}
+    problems = {value for value in vars(rest).values() if isinstance(value, rest.Problem)}
+    codes = {reason.value.personium_code for reason in Refusal}
+    assert told == {problem.code: problem.status for problem in problems if problem.code not in codes}
