@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cellexport import tracing
 from cellexport.settings import (
     Address,
     Environment,
     Secret,
     SettingError,
+    metrics_listen,
     plaintext_allowed,
     refuse_open_plaintext,
 )
@@ -35,6 +37,9 @@ class Settings:
     reflection: bool
     # None if it is off.
     event_log: Path | None
+    # None if there are none.
+    metrics: Address | None
+    traces: bool
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Settings":
@@ -60,6 +65,8 @@ class Settings:
             drain_seconds=environment.seconds("CELLEXPORT_DRAIN_SECONDS", 0, minimum=0, maximum=600),
             reflection=environment.choice("CELLEXPORT_REFLECTION", "on", "off") == "on",
             event_log=_event_log(environment, unit_dir),
+            metrics=metrics_listen(environment, "CELLEXPORT_GRPC_METRICS_LISTEN"),
+            traces=tracing.are_on(environment),
         )
 
 

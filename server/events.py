@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -127,20 +128,26 @@ def _escaped(match: re.Match[str]) -> str:
 class EventLog:
     """The event log in a file, rotated by size. Open it with `EventLog.open`, and close it after the last event."""
 
-    def __init__(self, handler: RotatingFileHandler) -> None:
+    def __init__(self, handler: "_Handler", lost: Callable[[int], object]) -> None:
         self._handler = handler
+        self._lost = lost
         self._lines: asyncio.Queue[str] = asyncio.Queue(_LONGEST_QUEUE)
         self._writer = asyncio.create_task(self._write_all())
 
     @classmethod
-    async def open(cls, path: Path, *, most_bytes: int = _MOST_BYTES) -> "EventLog":
+    async def open(
+        cls, path: Path, *, most_bytes: int = _MOST_BYTES, lost: Callable[[int], object] = bool
+    ) -> "EventLog":
         """Open the file for appending.
+
+        Args:
+            lost: called, from any thread, with how many events could not be written.
 
         Raises:
             OSError: if that can't be done.
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return cls(_Handler(path, maxBytes=most_bytes, backupCount=_KEPT, encoding="utf-8"))
+        return cls(_Handler(path, maxBytes=most_bytes, backupCount=_KEPT, encoding="utf-8"), lost)
 
     async def write(self, event: Event) -> None:
         await self._lines.put(event.line())
@@ -167,6 +174,10 @@ class EventLog:
                 await asyncio.to_thread(self._handler.handle, record)
             except Exception:
                 _log.exception("events were lost", extra={"events": len(batch)})
+                self._lost(len(batch))
+            else:
+                if self._handler.lost:
+                    self._lost(len(batch))
             for _ in batch:
                 self._lines.task_done()
 
@@ -176,9 +187,11 @@ class _Handler(RotatingFileHandler):
 
     # Whether the latest line was in trouble, and whether that was told.
     _failing = _said = False
+    # Whether it was lost.
+    lost = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._failing = False
+        self._failing = self.lost = False
         self._reopen_if_gone()
         super().emit(record)
         if self._said and not self._failing:
@@ -194,6 +207,7 @@ class _Handler(RotatingFileHandler):
             self.stream = self.stream or self._open()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
+        self.lost = True
         self._say(sys.exc_info()[1])
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from server.errors import Refused
@@ -57,6 +57,7 @@ class LeaseWatch:
         pulse: gets to know whether the store answers.
         lease_seconds: after how long without a report an export is interrupted.
         queue_seconds: after how long without an exporter it is.
+        on_look: called with the exports under way each time they were looked at.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class LeaseWatch:
         lease_seconds: float,
         queue_seconds: float,
         monotonic: Callable[[], float] = time.monotonic,
+        on_look: Callable[[Sequence[CellRecord]], None] | None = None,
     ) -> None:
         self._records = records
         self._registry = registry
@@ -75,6 +77,7 @@ class LeaseWatch:
         self._lease_seconds = lease_seconds
         self._queue_seconds = queue_seconds
         self._monotonic = monotonic
+        self._on_look = on_look
         # By cell.
         self._watched: dict[str, _Watched] = {}
         self._doubt: _Doubt | None = None
@@ -124,6 +127,8 @@ class LeaseWatch:
         """Look once, and end what is over."""
         with self._pulse.asking():
             records = await self._records.underway()
+        if self._on_look is not None:
+            self._on_look(records)
         now = self._monotonic()
         if self._records.refused_writes != self._refused_writes:
             # Reports may have been among them.
@@ -177,7 +182,12 @@ class LeaseWatch:
             outcome = ended.last_outcome
             _log.warning(
                 "an export was ended, as its exporter was not heard in time",
-                extra={"cell": record.cell, "snapshot": outcome.name, "result": outcome.result},
+                extra={
+                    "cell": record.cell,
+                    "snapshot": outcome.name,
+                    "result": outcome.result,
+                    "request_key": record.export.request_key if record.export else "",
+                },
             )
 
     async def _settle(self, doubt: int | None, now: float) -> None:

@@ -5,14 +5,14 @@ Each rule is a step (see `steps`) from one record to the next. The registry know
 
 import asyncio
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from server import events, steps
 from server.errors import Refusal, Refused
 from server.events import Events
-from server.model import Caller, CellRecord, Export, LeaseProof, Phase, Progress, Reason, Result, Trust
+from server.model import Caller, CellRecord, Export, LeaseProof, Outcome, Phase, Progress, Reason, Result, Trust
 from server.records import Records
 
 
@@ -38,13 +38,23 @@ class Registry:
     Args:
         queue_limit: how many exports may wait for an exporter. Where several are started at the same moment it may be
             exceeded by as many.
+        on_end: called once with each end of an export that this server has written.
     """
 
-    def __init__(self, *, records: Records, snapshots: Snapshots, log: Events, queue_limit: int) -> None:
+    def __init__(
+        self,
+        *,
+        records: Records,
+        snapshots: Snapshots,
+        log: Events,
+        queue_limit: int,
+        on_end: Callable[[Outcome], None] | None = None,
+    ) -> None:
         self._records = records
         self._snapshots = snapshots
         self._events = log
         self._queue_limit = queue_limit
+        self._on_end = on_end
         self._underway: set[asyncio.Task[Any]] = set()
 
     async def get(self, cell: str) -> CellRecord:
@@ -176,6 +186,8 @@ class Registry:
     async def _end(self, record: CellRecord, following: CellRecord | None, caller: Caller) -> CellRecord | None:
         written = await self._records.write(record, following)
         if written is not None and record.export is not None and written.last_outcome is not None:
+            if self._on_end is not None:
+                self._on_end(written.last_outcome)
             await self._events.write(events.end(record.export, written.last_outcome, caller))
         return written
 

@@ -137,7 +137,7 @@ class ExporterService:
         proof = messages.proof(request.lease, call.identity.holder)
         record = await self._registry.finish(request.cell, proof, result, reason, call.identity.caller)
         ending = result if reason is None else f"{result}: {reason}"
-        _log.info("export finished", extra={"cell": request.cell, "result": ending})
+        _log.info("export finished", extra={"cell": request.cell, "result": ending, "request_key": proof.request_key})
         return exporter_pb2.FinishExportResponse(cell_export=messages.cell_export(record))
 
     def _cell(self, name: str) -> Cell:

@@ -7,7 +7,9 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-from cellexport.settings import SettingError
+from cellexport import tracing
+from cellexport.metrics import MetricsServer
+from cellexport.settings import Address, SettingError
 from cellexport.urls import UnitUrls
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from server.admission import Admission
@@ -27,11 +29,15 @@ from server.guard import Guard
 from server.health import SERVICE as HEALTH_SERVICE
 from server.health import Health
 from server.leases import LeaseWatch
+from server.metrics import Metrics
+from server.observation import Observer
 from server.records import Records, now_ms
 from server.reflection import Reflection
 from server.registry import Registry
 from server.servicer import CellExportService, ExporterService
 from server.store_pulse import StorePulse
+from server.stores import Store
+from server.stores.measured import MeasuredStore
 from server.stores.opening import open_store
 from server.watches import Watches
 
@@ -62,19 +68,31 @@ async def serving(settings: Settings, *, clock: Callable[[], int] = now_ms) -> A
 
     Raises:
         StoreError: if the store can't be used.
-        ListenError: if the address can't be listened on.
+        ListenError: if an address can't be listened on.
         SettingError: if the event log can't be written.
     """
     async with AsyncExitStack() as stack:
-        store = await open_store(settings.store, clock)
+        metrics = _open_metrics(settings, stack)
+        spans = tracing.open_spans("cellexport-server", on=settings.traces)
+        if spans is not None:
+            stack.push_async_callback(asyncio.to_thread, spans.close)
+        store: Store = await open_store(settings.store, clock)
         stack.push_async_callback(store.close)
-        events = await _open_events(settings)
+        if metrics is not None:
+            store = MeasuredStore(store, metrics.time_store)
+        events = await _open_events(settings, metrics)
         stack.push_async_callback(events.close)
         cells = CellDirectory(settings.unit_dir / "cells")
         records = Records(store, clock)
         claims = Claims(records)
         area = SnapshotArea(settings.unit_dir / "snapshots")
-        registry = Registry(records=records, snapshots=area, log=events, queue_limit=settings.queue_limit)
+        registry = Registry(
+            records=records,
+            snapshots=area,
+            log=events,
+            queue_limit=settings.queue_limit,
+            on_end=metrics and metrics.count_end,
+        )
         guard = Guard(Admission(judge=build_judge(settings.tokens, settings.urls, clock), cells=cells))
         pulse = StorePulse()
         watch = LeaseWatch(
@@ -83,15 +101,19 @@ async def serving(settings: Settings, *, clock: Callable[[], int] = now_ms) -> A
             pulse=pulse,
             lease_seconds=settings.lease_seconds,
             queue_seconds=settings.queue_seconds,
+            on_look=metrics and metrics.count_exports,
         )
         watches = Watches(records, keepalive_seconds=settings.watch_keepalive_seconds)
         cell_exports = CellExportService(registry, watches, events)
+        if metrics is not None:
+            metrics.watches.set_function(lambda: cell_exports.watch_limit.open)
         exporters = ExporterService(
             registry, claims, cells, unit_url=settings.urls.unit, lease_seconds=settings.lease_seconds
         )
+        observer = Observer(spans, metrics and metrics.calls)
         health = Health(pulse, [service.full_name for service in _SERVICES])
         reflection = Reflection((*_SERVICES, HEALTH_SERVICE))
-        server = grpc.aio.server(options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[observer], options=_OPTIONS)
         rules = (cell_exports.rules, exporters.rules)
         server.add_generic_rpc_handlers(tuple(map(guard.handlers, _SERVICES, rules)))
         # What follows asks for no token, and tells nothing of any cell.
@@ -124,11 +146,24 @@ def build_judge(settings: TokenSettings, urls: UnitUrls, clock: Callable[[], int
     return Judge(kinds, cookies=cookies, clock=clock)
 
 
-async def _open_events(settings: Settings) -> Events:
+def _open_metrics(settings: Settings, stack: AsyncExitStack) -> Metrics | None:
+    address = settings.metrics
+    if address is None:
+        return None
+    metrics = Metrics()
+    try:
+        serving = MetricsServer.open(metrics.registry, address)
+    except OSError as error:
+        raise _taken("CELLEXPORT_GRPC_METRICS_LISTEN", address) from error
+    stack.callback(serving.close)
+    return metrics
+
+
+async def _open_events(settings: Settings, metrics: Metrics | None) -> Events:
     if settings.event_log is None:
         return NoEvents()
     try:
-        return await EventLog.open(settings.event_log)
+        return await EventLog.open(settings.event_log, lost=metrics.events_lost.inc if metrics else bool)
     except OSError as error:
         why = f"{settings.event_log} can't be written ({error.strerror})"
         raise SettingError(f"CELLEXPORT_EVENT_LOG: {why}. Name another file, or say off.") from error
@@ -147,8 +182,12 @@ def _listen(server: grpc.aio.Server, settings: Settings) -> str:
         address.probe()
         port = server.add_insecure_port(str(address))
     except (OSError, RuntimeError) as error:
-        raise ListenError(
-            f"CELLEXPORT_GRPC_LISTEN: {address} can't be listened on. "
-            "Another program may be using it: stop that one, or name another address."
-        ) from error
+        raise _taken("CELLEXPORT_GRPC_LISTEN", address) from error
     return str(address) if address.path else str(type(address)(address.host, port))
+
+
+def _taken(name: str, address: Address) -> ListenError:
+    return ListenError(
+        f"{name}: {address} can't be listened on. "
+        "Another program may be using it: stop that one, or name another address."
+    )

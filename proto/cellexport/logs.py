@@ -7,7 +7,12 @@ import json
 import logging
 import logging.config
 import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from cellexport.settings import Environment
@@ -16,6 +21,9 @@ from cellexport.settings import Environment
 CLIENT_TEXT_LIMIT = 200
 
 _log = logging.getLogger(__name__)
+
+# What every line has that is written on behalf of one call, whoever writes it.
+_CALL: ContextVar[Mapping[str, str]] = ContextVar("call", default=MappingProxyType({}))
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -39,10 +47,39 @@ def configure(environment: Environment, *, terminal: bool) -> dict[str, Any]:
         "loggers": {"grpc": {"level": logging.CRITICAL + 1}},
     }
     logging.config.dictConfig(config)
-    logging.captureWarnings(True)
+    capture()
     for name in environment.unknown():
         _log.warning("a setting that nobody reads: is its name right?", extra={"setting": name})
     return config
+
+
+def capture() -> None:
+    """Let what Python itself prints of warnings, and of errors that nobody caught, be lines of the log too."""
+    logging.captureWarnings(True)
+    sys.excepthook = lambda kind, error, trace: _log_uncaught(kind, error)
+    sys.unraisablehook = lambda uncaught: _log_uncaught(uncaught.exc_type, uncaught.exc_value)
+    threading.excepthook = lambda uncaught: _log_uncaught(uncaught.exc_type, uncaught.exc_value)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    _log.error("an error that nobody caught", exc_info=error or kind())
+
+
+def mark(**call: str) -> Token[Mapping[str, str]]:
+    """Give fields of its call to every line that is written from here on in this task, or thread."""
+    return _CALL.set({**_CALL.get(), **call})
+
+
+@contextmanager
+def marked(**call: str) -> Iterator[None]:
+    """Give fields of its call to every line that is written meanwhile in this task, or thread."""
+    token = mark(**call)
+    try:
+        yield
+    finally:
+        _CALL.reset(token)
 
 
 def is_terminal() -> bool:
@@ -50,8 +87,9 @@ def is_terminal() -> bool:
 
 
 def fields(record: logging.LogRecord) -> dict[str, object]:
-    """What was given to the log call as `extra`."""
-    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    """What was given to the log call as `extra`, and what the call is marked with."""
+    given = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    return {**_CALL.get(), **given}
 
 
 class JsonFormatter(logging.Formatter):

@@ -21,8 +21,10 @@ _KNOWN = frozenset(
         "EXPORTER_TOKEN",
         "EXPORTER_TOKEN_FILE",
         "GRPC_LISTEN",
+        "GRPC_METRICS_LISTEN",
         "GRPC_TARGET",
         "HTTP_LISTEN",
+        "HTTP_METRICS_LISTEN",
         "LEASE_SECONDS",
         "LOG_FORMAT",
         "MASTER_TOKEN",
@@ -34,6 +36,7 @@ _KNOWN = frozenset(
         "REFLECTION",
         "STORE",
         "STORE_FILE",
+        "TRACES",
         "TRUSTED_ISSUERS",
         "UNIT_DIR",
         "UNIT_SECRET",
@@ -259,6 +262,21 @@ def refuse_open_plaintext(environment: Environment, name: str, address: Address)
             f"{name}: {address} can be reached from other machines, and would be plaintext. "
             "Listen on 127.0.0.1, or set CELLEXPORT_PLAINTEXT=allow if the network itself protects it."
         )
+
+
+def metrics_listen(environment: Environment, name: str) -> Address | None:
+    """Where to serve metrics; None if that variable is not set, and there are none.
+
+    Raises:
+        SettingError: for a bad value, or one that other machines can reach where that is not allowed.
+    """
+    if not environment.text(name, ""):
+        return None
+    address = environment.listen(name, "127.0.0.1:9100")
+    if address.path or not address.port:
+        raise SettingError(f"{name}: must be host:port, like 127.0.0.1:9100.")
+    refuse_open_plaintext(environment, name, address)
+    return address
 
 
 def plaintext_allowed(environment: Environment) -> bool:

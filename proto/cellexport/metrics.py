@@ -1,0 +1,116 @@
+"""What the metrics of all programs have in common: a registry of one's own, and the door that it is read at."""
+
+import asyncio
+import logging
+import platform
+import socket
+import threading
+from importlib.metadata import version
+
+import grpc
+from prometheus_client import (
+    CollectorRegistry,
+    Gauge,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from cellexport.settings import Address
+
+_PATH = "/metrics"
+# Who asks has a few lines to say, and that within this time; more are not served at once.
+_SECONDS = 5.0
+_LONGEST_REQUEST = 8 * 1024
+_MOST_CONNECTIONS = 16
+
+_log = logging.getLogger(__name__)
+
+
+def new_registry() -> CollectorRegistry:
+    """A registry that knows the process, the interpreter and which build this is."""
+    # Nobody asks when each of hundreds of series was made.
+    disable_created_metrics()
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    build = Gauge("cellexport_build_info", "Which build this is.", ("version", "python", "grpc"), registry=registry)
+    build.labels(version("cellexport"), platform.python_version(), grpc.__version__).set(1)
+    return registry
+
+
+class MetricsServer:
+    """Answers `GET /metrics` over HTTP, from a thread of its own.
+
+    A client that is slow, stuck or one of too many costs its own connection and nothing else: each has five seconds in
+    all, and there are 16 at a time.
+    """
+
+    def __init__(self, registry: CollectorRegistry, listening: socket.socket) -> None:
+        self._registry = registry
+        self._listening = listening
+        self._connections = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, registry: CollectorRegistry, address: Address) -> "MetricsServer":
+        """Listen there.
+
+        Raises:
+            OSError: if that can't be done.
+        """
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        return cls(registry, socket.create_server((address.host, address.port), family=family))
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _run(self) -> None:
+        serving = self._loop.run_until_complete(
+            asyncio.start_server(self._serve, sock=self._listening, limit=_LONGEST_REQUEST)
+        )
+        try:
+            self._loop.run_forever()
+        finally:
+            serving.close()
+            for task in asyncio.all_tasks(self._loop):
+                task.cancel()
+            self._loop.run_until_complete(asyncio.sleep(0))
+            self._loop.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections += 1
+        try:
+            if self._connections <= _MOST_CONNECTIONS:
+                async with asyncio.timeout(_SECONDS):
+                    writer.write(self._answer(await reader.readuntil(b"\r\n\r\n")))
+                    await writer.drain()
+                    writer.close()
+                    await writer.wait_closed()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            _log.debug("a client of the metrics went, or was too slow")
+        finally:
+            self._connections -= 1
+            writer.transport.abort()
+
+    def _answer(self, request: bytes) -> bytes:
+        method, _, rest = request.partition(b" ")
+        path = rest.partition(b" ")[0].partition(b"?")[0]
+        if path != _PATH.encode():
+            return _response("404 Not Found", b"")
+        if method not in (b"GET", b"HEAD"):
+            return _response("405 Method Not Allowed", b"", "Allow: GET, HEAD\r\n")
+        body = generate_latest(self._registry)
+        return _response("200 OK", body, f"Content-Type: {CONTENT_TYPE_PLAIN_0_0_4}\r\n", whole=method == b"GET")
+
+
+def _response(status: str, body: bytes, headers: str = "", *, whole: bool = True) -> bytes:
+    head = f"HTTP/1.1 {status}\r\n{headers}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + (body if whole else b"")

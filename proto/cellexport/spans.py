@@ -1,0 +1,58 @@
+"""Spans by OpenTelemetry, sent over OTLP. Imported only where traces are on, as its packages are an extra."""
+
+import os
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from cellexport.tracing import TRACEPARENT, TRACESTATE, Attributes, Span
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+_NO_CONTEXT = Context()
+
+
+class RecordedSpans:
+    """Spans that a provider takes care of. No provider is global: each program has its own."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("cellexport")
+
+    @classmethod
+    def to_collector(cls, program: str) -> "RecordedSpans":
+        """Spans that are sent to a collector. What it doesn't take in time is dropped; nobody waits for it."""
+        # The variable wins over what is said here.
+        name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": program}
+        provider = TracerProvider(resource=Resource.create(name), shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        return cls(provider)
+
+    def serve(self, name: str, traceparent: str | None, tracestate: str | None, attributes: Attributes) -> Span:
+        parent = _NO_CONTEXT
+        if traceparent is not None:
+            carrier = {TRACEPARENT: traceparent} | ({TRACESTATE: tracestate} if tracestate else {})
+            parent = _PROPAGATOR.extract(carrier, _NO_CONTEXT)
+        return _Recorded(self._tracer.start_span(name, parent, SpanKind.SERVER, dict(attributes)))
+
+    def close(self) -> None:
+        self._provider.shutdown()
+
+
+class _Recorded:
+    def __init__(self, span: trace.Span) -> None:
+        self._span = span
+        carrier: dict[str, str] = {}
+        _PROPAGATOR.inject(carrier, trace.set_span_in_context(span, _NO_CONTEXT))
+        self.traceparent = carrier[TRACEPARENT]
+
+    def end(self, attributes: Attributes, *, failed: bool) -> None:
+        self._span.set_attributes(dict(attributes))
+        if failed:
+            self._span.set_status(Status(StatusCode.ERROR))
+        self._span.end()

@@ -1,0 +1,247 @@
+"""Sees every call from its beginning to its end, unary or stream: for metrics, for traces, and for the log.
+
+It stands outside everything else, decides nothing, and is there for every service. How a call ended is read when the
+call's task is over, which happens once, however it ended: by an answer, an abort, an error, its caller or our own end.
+"""
+
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+
+from cellexport import logs, request_key, tracing
+from cellexport.tracing import TRACEPARENT, TRACESTATE, Span, Spans
+from server.rpc_metrics import MethodMetrics, RpcMetrics
+
+_OURS = "/cellexport."
+# A caller takes its call back when the deadline passes, and we may hear that a little before ours has.
+_DEADLINE_SECONDS = 0.05
+# What is the server's fault, as OpenTelemetry's conventions see it.
+_FAILURES = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context = grpc.aio.ServicerContext[Any, Any]
+Unary = Callable[[Any, Context], Awaitable[Any]]
+Stream = Callable[[Any, Context], AsyncIterator[Any]]
+
+_log = logging.getLogger(__name__)
+
+
+class Observer(grpc.aio.ServerInterceptor):
+    """Handlers that are no coroutine functions or asynchronous generators, of which we have none, are not observed.
+
+    Args:
+        spans: None if traces are off.
+        metrics: None if nobody reads them.
+    """
+
+    def __init__(self, spans: Spans | None, metrics: RpcMetrics | None) -> None:
+        self._spans = spans
+        self._metrics = metrics
+        # By method: what grpc serves, and the same as it is observed.
+        self._observed: dict[str, tuple[Handler, Handler]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None:
+            if self._metrics is not None:
+                self._metrics.refuse_unknown()
+            return None
+        observed = self._observed.get(method)
+        # The handler runs in this very task, and so do its lines for the log.
+        traceparent = _traceparent(handler_call_details.invocation_metadata)
+        if traceparent is not None:
+            logs.mark(trace_id=tracing.trace_id(traceparent))
+        if observed is None or observed[0] is not handler:
+            observed = self._observed[method] = (handler, self._observe(method, handler))
+        return observed[1]
+
+    def _observe(self, path: str, handler: Handler) -> Handler:
+        service, _, method = path[1:].partition("/")
+        metrics = None if self._metrics is None else self._metrics.of(_kind(handler), service, method)
+        seen = _Method(path, self._spans if path.startswith(_OURS) else None, metrics)
+        name = f"{'stream' if handler.request_streaming else 'unary'}_"
+        name += "stream" if handler.response_streaming else "unary"
+        behaviour = getattr(handler, name)
+        if inspect.isasyncgenfunction(behaviour):
+            behaviour = seen.yielding(behaviour)
+        elif inspect.iscoroutinefunction(behaviour):
+            behaviour = seen.writing(behaviour) if handler.response_streaming else seen.answering(behaviour)
+        make = getattr(grpc, f"{name}_rpc_method_handler")
+        observed: Handler = make(behaviour, handler.request_deserializer, handler.response_serializer)
+        return observed
+
+
+def _kind(handler: Handler) -> str:
+    if handler.request_streaming:
+        return "bidi_stream" if handler.response_streaming else "client_stream"
+    return "server_stream" if handler.response_streaming else "unary"
+
+
+class _Method:
+    """A method, and what is noted of its calls."""
+
+    def __init__(self, path: str, spans: Spans | None, metrics: MethodMetrics | None) -> None:
+        self.path = path
+        self.spans = spans
+        self.metrics = metrics
+        service, _, method = path[1:].partition("/")
+        self.attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+
+    def answering(self, behaviour: Unary) -> Unary:
+        async def answer(request: Any, context: Context) -> Any:
+            call = _Call(self, context)
+            try:
+                response = await behaviour(call.receive(request), context)
+            except Exception:
+                call.raised = True
+                raise
+            call.count_sent()
+            return response
+
+        return answer
+
+    def yielding(self, behaviour: Stream) -> Stream:
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            call = _Call(self, context)
+            try:
+                async for response in behaviour(call.receive(request), context):
+                    call.count_sent()
+                    yield response
+            except Exception:
+                call.raised = True
+                raise
+
+        return stream
+
+    def writing(self, behaviour: Callable[[Any, Any], Awaitable[None]]) -> Unary:
+        async def stream(request: Any, context: Context) -> None:
+            call = _Call(self, context)
+            try:
+                await behaviour(call.receive(request), _CountingContext(context, call))
+            except Exception:
+                call.raised = True
+                raise
+
+        return stream
+
+
+class _Call:
+    """One call. It ends by itself, with its task."""
+
+    __slots__ = ("_began", "_method", "_span", "raised")
+
+    def __init__(self, method: _Method, context: Context) -> None:
+        self._method = method
+        self._began = time.perf_counter()
+        # Whether an error came out of the method: an abort of its own is one too.
+        self.raised = False
+        self._span = _begin(method, context)
+        if method.metrics is not None:
+            method.metrics.started()
+        context.add_done_callback(self._end)  # type: ignore[arg-type] # it gets the context, whatever the stubs say
+
+    def receive(self, request: Any) -> Any:
+        """Count a request; of several, each as it comes."""
+        metrics = self._method.metrics
+        if metrics is None:
+            return request
+        if hasattr(request, "__aiter__"):
+            return _counted(request, metrics)
+        metrics.received()
+        return request
+
+    def count_sent(self) -> None:
+        if self._method.metrics is not None:
+            self._method.metrics.sent()
+
+    def _end(self, context: Context) -> None:
+        code = _code(context, raised=self.raised)
+        if self._method.metrics is not None:
+            self._method.metrics.ended(code, time.perf_counter() - self._began)
+        if self._span is not None:
+            attributes: tracing.Attributes = {
+                "rpc.grpc.status_code": code.value[0],
+                **_key(context, "cellexport.request_key"),
+            }
+            self._span.end(attributes, failed=code in _FAILURES)
+        if code is grpc.StatusCode.CANCELLED:
+            _log.debug("cancelled by its caller", extra={"method": self._method.path} | _key(context, "request_key"))
+
+
+def _begin(method: _Method, context: Context) -> Span | None:
+    if method.spans is None:
+        return None
+    metadata = context.invocation_metadata() or ()
+    state = tracing.valid_state(_single(metadata, TRACESTATE))
+    span = method.spans.serve(method.path[1:], _traceparent(metadata), state, method.attributes)
+    logs.mark(trace_id=tracing.trace_id(span.traceparent))
+    return span
+
+
+def _traceparent(metadata: Any) -> str | None:
+    return tracing.valid(_single(metadata, TRACEPARENT))
+
+
+def _single(metadata: Any, name: str) -> str | None:
+    """The value of that name, if there is one, and one alone."""
+    values = [value for key, value in metadata if key == name]
+    return values[0] if len(values) == 1 and isinstance(values[0], str) else None
+
+
+def _key(context: Context, name: str) -> dict[str, str]:
+    """The key that the call was given, or else, as long as it was given none, the one that it brought."""
+    key = _single(context.trailing_metadata() or (), request_key.METADATA)
+    key = key or _single(context.invocation_metadata() or (), request_key.METADATA)
+    return {name: key} if key and request_key.is_valid(key) else {}
+
+
+def _code(context: Context, *, raised: bool) -> grpc.StatusCode:
+    """How a call has ended, when its task is over."""
+    if not context.done():
+        # No status was sent: the call was taken back.
+        remaining: float | None = context.time_remaining()
+        late = remaining is not None and remaining < _DEADLINE_SECONDS
+        return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+    code = context.code()
+    if isinstance(code, grpc.StatusCode) and code is not grpc.StatusCode.OK:
+        return code
+    return grpc.StatusCode.UNKNOWN if raised else grpc.StatusCode.OK
+
+
+class _CountingContext:
+    """A call's context, for methods that write to it; everything else is the context's own."""
+
+    def __init__(self, context: Context, call: _Call) -> None:
+        self._context = context
+        self._call = call
+
+    async def write(self, message: Any) -> None:
+        await self._context.write(message)
+        self._call.count_sent()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+
+async def _counted(requests: AsyncIterator[Any], metrics: MethodMetrics) -> AsyncIterator[Any]:
+    async for request in requests:
+        metrics.received()
+        yield request
