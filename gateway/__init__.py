@@ -2,6 +2,7 @@
 
 It knows HTTP, the words of the document, and the stub; it decides nothing and adds no authority. The way of a request:
 
+    `observation` the request as metrics, traces and the log see it, from outside all else
     `overrides`  headers that stand in for others, before anything else looks at them
     `views`      routes, the order of checks, headers
     `forwarding` what of the request the server gets to know
@@ -14,24 +15,29 @@ It knows HTTP, the words of the document, and the stub; it decides nothing and a
 `create_app` makes a plain WSGI application for any server; `python -m gateway` serves it with Granian.
 """
 
+import atexit
 import os
 from collections.abc import Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask
 
+from cellexport import tracing
 from gateway.config import Settings
+from gateway.metrics import Metrics
+from gateway.observation import Observation, note_request
 from gateway.overrides import HeaderOverride, MethodOverride
 from gateway.readiness import Readiness
 from gateway.upstream import Upstream
 from gateway.views import METHODS, register
 
 
-def create_app(settings: Settings | None = None) -> WSGIApplication:
+def create_app(settings: Settings | None = None, metrics: Metrics | None = None) -> WSGIApplication:
     """The application, for any WSGI server.
 
     Args:
         settings: read from the environment if left out.
+        metrics: where requests are counted, if they are. Whoever makes them serves them.
 
     Raises:
         SettingError: if a setting has a bad value.
@@ -39,9 +45,15 @@ def create_app(settings: Settings | None = None) -> WSGIApplication:
     settings = settings or Settings.read(os.environ)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
-    register(app, settings, Upstream(settings.target), Readiness(settings.target))
+    spans = tracing.open_spans("cellexport-gateway", on=settings.traces)
+    if spans is not None:
+        atexit.register(spans.close)
+    upstream = Upstream(settings.target, metrics and metrics.count_call)
+    register(app, settings, upstream, Readiness(settings.target))
+    app.after_request(note_request)
     overridden = HeaderOverride(app) if settings.x_override else app
-    return _Neutral(MethodOverride(overridden, frozenset(METHODS)))
+    methods = frozenset(METHODS)
+    return _Neutral(Observation(MethodOverride(overridden, methods), methods, spans, metrics))
 
 
 class _Neutral:

@@ -15,9 +15,11 @@ from granian.log import LogLevels
 from granian.server.mp import MPServer
 
 from cellexport import logs
+from cellexport.metrics import MetricsServer
 from cellexport.settings import Address, Environment, SettingError
 from gateway import create_app
 from gateway.config import Settings
+from gateway.metrics import Metrics
 
 _THREADS = 32
 # How long a request that is being served may take to end.
@@ -40,7 +42,9 @@ def cli() -> None:
     try:
         log_config = logs.configure(Environment(os.environ), terminal=logs.is_terminal())
         settings = Settings.read(os.environ)
-        _require_free(settings.listen)
+        _require_free("CELLEXPORT_HTTP_LISTEN", settings.listen)
+        if settings.metrics is not None:
+            _require_free("CELLEXPORT_HTTP_METRICS_LISTEN", settings.metrics)
     except SettingError as error:
         print(f"cellexport-gateway: {error}", file=sys.stderr)
         sys.exit(2)
@@ -57,7 +61,22 @@ def worker_app() -> WSGIApplication:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
-    return create_app()
+    logs.capture()
+    settings = Settings.read(os.environ)
+    return create_app(settings, _serve_metrics(settings.metrics))
+
+
+def _serve_metrics(address: Address | None) -> Metrics | None:
+    """The metrics of a worker, served by itself as long as it lives."""
+    if address is None:
+        return None
+    metrics = Metrics()
+    try:
+        MetricsServer.open(metrics.registry, address)
+    except OSError as error:
+        # It was free at the start. To answer requests is worth more than to count them.
+        _log.error("the metrics can't be served", extra={"address": str(address), "error": str(error)})
+    return metrics
 
 
 class _Server(MPServer):
@@ -89,13 +108,13 @@ def _granian(settings: Settings, log_config: dict[str, Any]) -> MPServer:
     )
 
 
-def _require_free(address: Address) -> None:
+def _require_free(name: str, address: Address) -> None:
     """Granian shares its port with whoever else does; so look whether anybody has it."""
     try:
         address.probe()
     except OSError as error:
         raise SettingError(
-            f"CELLEXPORT_HTTP_LISTEN: {address} can't be listened on ({error.strerror}). "
+            f"{name}: {address} can't be listened on ({error.strerror}). "
             "Another program may be using it: stop that one, or name another address."
         ) from error
 

@@ -4,8 +4,8 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cellexport import client
-from cellexport.settings import Address, Environment, SettingError, refuse_open_plaintext
+from cellexport import client, tracing
+from cellexport.settings import Address, Environment, SettingError, metrics_listen, refuse_open_plaintext
 from cellexport.urls import UnitUrls
 
 
@@ -16,6 +16,9 @@ class Settings:
     listen: Address
     personium_version: str
     x_override: bool
+    # None if there are none.
+    metrics: Address | None
+    traces: bool
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Settings":
@@ -38,6 +41,8 @@ class Settings:
             listen=listen,
             personium_version=version,
             x_override=environment.choice("CELLEXPORT_X_OVERRIDE", "on", "off") == "on",
+            metrics=metrics_listen(environment, "CELLEXPORT_HTTP_METRICS_LISTEN"),
+            traces=tracing.are_on(environment),
         )
 
 

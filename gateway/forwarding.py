@@ -6,7 +6,8 @@ is too large, is cut down to what will be judged malformed in its place.
 
 from werkzeug.wrappers import Request
 
-from cellexport import client, request_key
+from cellexport import client, request_key, tracing
+from gateway import observation
 
 _CREDENTIAL_LIMIT = 4096
 _COOKIE_LIMIT = 8192
@@ -23,7 +24,7 @@ def metadata(request: Request, key: str) -> client.Metadata:
     """
     authorization = request.headers.get("Authorization")
     credentials = _cookie(request) if authorization is None else ((client.AUTHORIZATION, _credential(authorization)),)
-    return ((request_key.METADATA, key), *credentials, *_unit_user(request))
+    return ((request_key.METADATA, key), *credentials, *_unit_user(request), *_traceparent(request))
 
 
 def _credential(value: str) -> str:
@@ -54,6 +55,12 @@ def _unit_user(request: Request) -> client.Metadata:
     value = request.headers.get("X-Personium-Unit-User")
     # Whoever it names: that it names somebody is what counts.
     return ((client.UNIT_USER, value if _fits(value, _SHORT_LIMIT) else _MALFORMED),) if value else ()
+
+
+def _traceparent(request: Request) -> client.Metadata:
+    """That of our own span, or else the caller's; valid, either."""
+    value: str | None = request.environ.get(observation.TRACEPARENT)
+    return () if value is None else ((tracing.TRACEPARENT, value),)
 
 
 def _fits(value: str, limit: int) -> bool:

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 
@@ -17,15 +19,20 @@ _PAUSE_SECONDS = 0.05
 _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
+Count = Callable[[str, grpc.StatusCode], None]
+
+
 class Upstream:
     """The server, as the facade sees it. Every method raises `grpc.RpcError`.
 
     Args:
         target: the server's gRPC name.
+        count: called with the path and the status of each call that has ended.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, count: Count | None = None) -> None:
         self._target = target
+        self._count = count
         self._lock = threading.Lock()
         # Never set.
         self._pause = threading.Event()
@@ -54,5 +61,20 @@ class Upstream:
         """Made with the first call: a channel does not survive the fork of a pre-forking server."""
         with self._lock:
             if self._lazy_stub is None:
-                self._lazy_stub = CellExportServiceStub(client.channel(self._target))
+                channel = client.channel(self._target)
+                if self._count is not None:
+                    channel = grpc.intercept_channel(channel, _Counted(self._count))
+                self._lazy_stub = CellExportServiceStub(channel)
             return self._lazy_stub
+
+
+class _Counted(grpc.UnaryUnaryClientInterceptor):
+    def __init__(self, count: Count) -> None:
+        self._count = count
+
+    def intercept_unary_unary(
+        self, continuation: Callable[..., Any], client_call_details: grpc.ClientCallDetails, request: Any
+    ) -> Any:
+        call = continuation(client_call_details, request)
+        self._count(client_call_details.method, call.code())
+        return call

@@ -16,7 +16,14 @@ from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, GetC
 from gateway import create_app
 from gateway.config import Settings
 
-ALLOWED = {"authorization", "p-cookie", "p-cookie-peer", "x-personium-unit-user", "x-personium-requestkey"}
+ALLOWED = {
+    "authorization",
+    "p-cookie",
+    "p-cookie-peer",
+    "x-personium-unit-user",
+    "x-personium-requestkey",
+    "traceparent",
+}
 # What grpc itself adds.
 OF_GRPC = {"user-agent"}
 
@@ -54,7 +61,16 @@ def seen() -> Iterator[Seen]:
 
 KNOWN = """Authorization Cookie X-Override X-Personium-Unit-User X-Personium-RequestKey Accept Grpc-Timeout traceparent
 Grpc-Metadata-authorization x-authenticated-user p-cookie p-cookie-peer X-Forwarded-For"""
-VALUES = ["Bearer a", "Basic eDp5", "p_cookie=x", "p_cookie=x; p_cookie=y", "Authorization: Bearer b", "é" * 5000]
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+VALUES = [
+    TRACE,
+    "Bearer a",
+    "Basic eDp5",
+    "p_cookie=x",
+    "p_cookie=x; p_cookie=y",
+    "Authorization: Bearer b",
+    "é" * 5000,
+]
 QUERIES = ["", "p_cookie_peer=a", "p_cookie_peer=a&p_cookie_peer=b"]
 
 header_names = st.one_of(st.sampled_from(KNOWN.split()), st.from_regex(r"[A-Za-z][A-Za-z0-9-]{0,20}", fullmatch=True))
@@ -95,6 +111,14 @@ def test_metadata_is_an_allow_list(seen: Seen, headers: list[tuple[str, str]], q
         ([("Authorization", "Bearer é")], "", [("authorization", "Bearer")]),
         ([("Authorization", "Digest é")], "", [("authorization", "Other")]),
         ([("X-Personium-Unit-User", "é")], "", [("x-personium-unit-user", "?")]),
+        ([("traceparent", TRACE)], "", [("traceparent", TRACE)]),
+        ([("traceparent", TRACE), ("tracestate", "a=b"), ("baggage", "c=d")], "", [("traceparent", TRACE)]),
+        ([("traceparent", TRACE), ("traceparent", TRACE)], "", []),
+        ([("traceparent", f"{TRACE}-more")], "", []),
+        ([("traceparent", f"ff{TRACE[2:]}")], "", []),
+        ([("traceparent", TRACE.upper())], "", []),
+        ([("traceparent", f"00-{'0' * 32}-{'1' * 16}-01")], "", []),
+        ([("traceparent", f"00-{'1' * 32}-{'0' * 16}-01")], "", []),
     ],
 )
 def test_what_is_forwarded(

@@ -1,6 +1,7 @@
 """Spans by OpenTelemetry, sent over OTLP. Imported only where traces are on, as its packages are an extra."""
 
 import os
+import threading
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -13,6 +14,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from cellexport.tracing import TRACEPARENT, TRACESTATE, Attributes, Span
 
+_FAREWELL_SECONDS = 2.0
 _PROPAGATOR = TraceContextTextMapPropagator()
 _NO_CONTEXT = Context()
 
@@ -41,7 +43,10 @@ class RecordedSpans:
         return _Recorded(self._tracer.start_span(name, parent, SpanKind.SERVER, dict(attributes)))
 
     def close(self) -> None:
-        self._provider.shutdown()
+        # By itself it would wait for a collector that is away for as long as a whole call may take.
+        farewell = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        farewell.start()
+        farewell.join(_FAREWELL_SECONDS)
 
 
 class _Recorded:
@@ -51,7 +56,9 @@ class _Recorded:
         _PROPAGATOR.inject(carrier, trace.set_span_in_context(span, _NO_CONTEXT))
         self.traceparent = carrier[TRACEPARENT]
 
-    def end(self, attributes: Attributes, *, failed: bool) -> None:
+    def end(self, attributes: Attributes, *, failed: bool, name: str | None = None) -> None:
+        if name is not None:
+            self._span.update_name(name)
         self._span.set_attributes(dict(attributes))
         if failed:
             self._span.set_status(Status(StatusCode.ERROR))

@@ -42,8 +42,12 @@ class Span(Protocol):
     def traceparent(self) -> str:
         """What to tell whoever works for it."""
 
-    def end(self, attributes: Attributes, *, failed: bool) -> None:
-        """The work is over. It may be called once."""
+    def end(self, attributes: Attributes, *, failed: bool, name: str | None = None) -> None:
+        """The work is over. It may be called once.
+
+        Args:
+            name: a better one than that which it began with, where that became known only meanwhile.
+        """
 
 
 class Spans(Protocol):

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 
 import grpc
 
@@ -70,7 +71,8 @@ class Heartbeat:
         self._heard = True
         self._lost = threading.Event()
         self._cancelled = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        # What this thread's lines of the log are marked with, the heartbeat's are.
+        self._thread = threading.Thread(target=copy_context().run, args=(self._beat,), name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
         self._thread.start()

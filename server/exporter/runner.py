@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from cellexport import client
+from cellexport import client, logs
 from cellexport.settings import SecretSource
 from cellexport.v1.cell_export_pb2 import Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest, FinishExportRequest
@@ -91,7 +91,8 @@ class Runner:
         while not self._stopping.is_set():
             claimed = self._claim()
             if claimed is not None:
-                self._do(claimed)
+                with logs.marked(request_key=claimed.request_key):
+                    self._do(claimed)
 
     def _claim(self) -> ClaimedExport | None:
         """Wait for work. None if there was none, or we were told to stop."""
