@@ -8,6 +8,8 @@ The way of one call, each step one file and one change of vocabulary:
               ──▶ records    read a record, decide, write it back if nobody else has
               ──▶ stores     the port; `stores.sqlite` and `stores.redis` are its adapters
 
+Outside of all that: `observation` sees each call begin and end, for `metrics`, traces and the log.
+
 Beside it: `cells` (the cell directory), `leases` (exports that nobody speaks for any more, and stores in doubt),
 `events` (the event log), `errors` (every refusal, as data), `config` (settings), `health` (with `store_pulse`) and
 `reflection`, whose streams are bounded by `open_streams`, and `drain` (how a server ends). Only `wiring` knows all of

@@ -2,13 +2,15 @@
 
 import json
 import logging
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellexport.logs import JsonFormatter, TextFormatter
+from cellexport.logs import JsonFormatter, TextFormatter, marked
 
 
 def record(message: str, **fields: Any) -> logging.LogRecord:
@@ -30,6 +32,36 @@ def test_a_json_line_has_a_member_for_each_field() -> None:
 
 def test_a_readable_line_has_the_fields_too() -> None:
     assert TextFormatter().format(record("told", cell="demo")) == "info    told cell=demo"
+
+
+def test_a_line_has_the_fields_of_its_call_and_its_own_win() -> None:
+    with marked(request_key="one", trace_id="two"), marked(trace_id="three"):
+        line = json.loads(JsonFormatter().format(record("told", request_key="mine")))
+    assert (line["request_key"], line["trace_id"]) == ("mine", "three")
+    assert "trace_id" not in json.loads(JsonFormatter().format(record("told")))
+
+
+def test_warnings_and_errors_that_nobody_caught_are_lines_too() -> None:
+    program = """
+import threading, warnings
+from cellexport import logs
+from cellexport.settings import Environment
+logs.configure(Environment({}), terminal=False)
+warnings.warn("of a library")
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+class Odd:
+    def __del__(self):
+        1 / 0
+Odd()
+1 / 0
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert ended.returncode == 1
+    assert [line["level"] for line in lines] == ["warning", "error", "error", "error"]
+    assert all("ZeroDivisionError" in line["trace"] for line in lines[1:])
 
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])

@@ -67,7 +67,7 @@ def gateway_port(unit: Unit) -> int:
 
 
 def test_calls_requests_and_exports_are_counted_as_they_end(unit: Unit, server_port: int, gateway_port: int) -> None:
-    unit.start_server()
+    server = unit.start_server()
     unit.start_gateway()
     for token, path in ((TOKEN, "/demo/__export"), ("wrong", "/demo/__export"), (TOKEN, "/canary-cell/__export")):
         unit.http(path=path, token=token)
@@ -82,8 +82,8 @@ def test_calls_requests_and_exports_are_counted_as_they_end(unit: Unit, server_p
         waiting.cancel()
         with pytest.raises(grpc.RpcError):
             hand.stub.ClaimExport(request, metadata=hand.metadata, timeout=0.3)
+        unknown: Any = channel.unary_unary("/canary.Service/Canary")
         with pytest.raises(grpc.RpcError):
-            unknown: Any = channel.unary_unary("/canary.Service/Canary")
             unknown(b"")
         unit.begin("one")
         claimed = hand.must_claim()
@@ -121,6 +121,8 @@ def test_calls_requests_and_exports_are_counted_as_they_end(unit: Unit, server_p
     assert value(found, "process_start_time_seconds") > 0
     for word in ("canary", "demo", "one"):
         assert not re.search(rf'"[^"]*{word}[^"]*"', text + web)
+    # That callers go is nothing to tell anybody of.
+    assert {line["level"] for line in server.lines()} == {"info"}
 
 
 def test_every_metric_is_in_the_docs_and_the_other_way_round(unit: Unit, server_port: int, gateway_port: int) -> None:

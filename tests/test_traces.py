@@ -131,12 +131,15 @@ def test_one_trace_goes_through_both_programs_and_holds_no_secret(unit: Unit) ->
 def test_a_direct_caller_is_followed_too_and_what_ended_last_is_sent(unit: Unit) -> None:
     with collecting() as collector:
         unit.settings |= collector.settings | {"OTEL_BSP_SCHEDULE_DELAY": "60000"}
-        server = unit.start_server()
+        server, gateway = unit.start_server(), unit.start_gateway()
+        unit.http(headers={"X-Personium-RequestKey": "web"})
         with unit.channel() as channel:
             metadata = (*client.bearer(TOKEN), ("traceparent", TRACEPARENT), ("x-personium-requestkey", "direct"))
             CellExportServiceStub(channel).GetCellExport(GetCellExportRequest(cell="demo"), metadata=metadata)
             with pytest.raises(grpc.RpcError):
                 HandExporter(channel, "wrong").claim(wait=0)
+        assert gateway.terminate() == 0
+        assert collector.span("cellexport-gateway", "web")
         assert server.terminate() == 0
         span = collector.span("cellexport-server", "direct")
         assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE_ID, CALLER)

@@ -5,4 +5,6 @@
 - `watching`: a watch that goes on through restarts of the server
 - `settings`: settings from the environment
 - `logs`: the application log
+- `metrics`: the door that metrics are read at
+- `tracing`: whose a call is across programs; `spans`: the same recorded, where OpenTelemetry is installed
 """
