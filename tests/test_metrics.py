@@ -19,7 +19,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from unit import ROOT, TOKEN, HandExporter, Unit, eventually, free_port
 
-from cellexport.v1.cell_export_pb2 import Outcome
+from cellexport import client
+from cellexport.v1.cell_export_pb2 import Outcome, WatchCellExportRequest
+from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from cellexport.v1.exporter_pb2 import ClaimExportRequest
 from server.observation import Observer
 from server.rpc_metrics import RpcMetrics
@@ -123,6 +125,25 @@ def test_calls_requests_and_exports_are_counted_as_they_end(unit: Unit, server_p
         assert not re.search(rf'"[^"]*{word}[^"]*"', text + web)
     # That callers go is nothing to tell anybody of.
     assert {line["level"] for line in server.lines()} == {"info"}
+
+
+def test_a_watch_is_one_call_for_all_of_its_time(unit: Unit, server_port: int) -> None:
+    unit.start_server()
+    with unit.channel() as channel:
+        stub = CellExportServiceStub(channel)
+        watch = stub.WatchCellExport(WatchCellExportRequest(cell="demo"), metadata=client.bearer(TOKEN))
+        next(iter(watch))
+        found = samples(scrape(server_port))
+        assert value(found, "cellexport_watches") == 1
+        assert (handled(found, "WatchCellExport"), value(found, "grpc_server_msg_sent_total")) == ({}, 1)
+        watch.cancel()
+        eventually(lambda: handled(samples(scrape(server_port)), "WatchCellExport") == {"CANCELLED": 1})
+        refused = stub.WatchCellExport(WatchCellExportRequest(cell="demo"), metadata=client.bearer("wrong"))
+        with pytest.raises(grpc.RpcError):
+            next(iter(refused))
+    found = samples(scrape(server_port))
+    assert handled(found, "WatchCellExport") == {"CANCELLED": 1, "UNAUTHENTICATED": 1}
+    assert value(found, "cellexport_watches") == 0
 
 
 def test_every_metric_is_in_the_docs_and_the_other_way_round(unit: Unit, server_port: int, gateway_port: int) -> None:
