@@ -25,7 +25,7 @@ _OTHER = "other"
 def note_request(response: Response) -> Response:
     """Tell the middleware below what only the application knows: to call after each request."""
     request.environ[_ROUTE] = request.url_rule.rule if request.url_rule else _OTHER
-    request.environ[_KEY] = g.request_key
+    request.environ[_KEY] = g.get("request_key")
     return response
 
 

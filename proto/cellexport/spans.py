@@ -14,7 +14,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from cellexport.tracing import TRACEPARENT, TRACESTATE, Attributes, Span
 
-_FAREWELL_SECONDS = 2.0
+_FAREWELL_SECONDS = 1.0
 _PROPAGATOR = TraceContextTextMapPropagator()
 _NO_CONTEXT = Context()
 

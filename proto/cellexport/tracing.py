@@ -62,7 +62,7 @@ class Spans(Protocol):
         """
 
     def close(self) -> None:
-        """Bring what has ended to where it goes, for as long as a few seconds."""
+        """Bring what has ended to where it goes, for a second at most."""
 
 
 def are_on(environment: Environment) -> bool:
