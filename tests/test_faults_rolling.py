@@ -4,15 +4,25 @@ import http.client
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+import grpc
 import pytest
 from redis_server import DURABLE, RedisServer
 from redis_server import running as running_redis
-from unit import TOKEN, Program, Unit, eventually, free_port, meanwhile, needs
+from unit import TOKEN, HandExporter, Program, Unit, answered, eventually, free_port, meanwhile, needs
+from watchers import following
+
+from cellexport import client
+from cellexport.v1.cell_export_pb2 import Outcome, StartCellExportRequest
+from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+
+T = TypeVar("T")
 
 ROUNDS = 10
 CALLERS = 8
@@ -111,19 +121,55 @@ def test_rolling_restarts_of_servers_and_gateways_fail_no_request(unit: Unit, st
     programs |= {port: start_gateway(port) for port in gateways}
     eventually(store.is_settled)
     eventually(lambda: unit.http().status == 200)
+    target = unit.settings["CELLEXPORT_GRPC_TARGET"]
     callers = [Caller(gateways) for _ in range(CALLERS)]
     begun = time.monotonic()
     with ExitStack() as stack:
+        followers = [stack.enter_context(following(unit, target=target)) for _ in range(4)]
         for caller in callers:
             stack.enter_context(meanwhile(caller.run))
-        for number in range(ROUNDS):
-            for ports, start in ((servers, start_server), (gateways, start_gateway)):
-                port = ports[number % 2]
-                assert programs[port].terminate() == 0
-                programs[port] = start(port)
+        with meanwhile(partial(export, target)):
+            for _ in range(ROUNDS):
+                for ports, start in ((servers, start_server), (gateways, start_gateway)):
+                    for port in ports:
+                        assert programs[port].terminate() == 0
+                        programs[port] = start(port)
+        newest = eventually(lambda: unit.get(port=servers[0]))
+        assert newest.last_outcome.result == Outcome.RESULT_SUCCEEDED
+        for follower in followers:
+            assert eventually(lambda f=follower: f.statuses()[-1].cell_export == newest)  # type: ignore[misc]
     seconds = time.monotonic() - begun
     outcomes = sum((caller.outcomes for caller in callers), Counter[str]())
-    assert outcomes.keys() == {'200 {"status":"ready"}'}
+    assert {outcome[:3] for outcome in outcomes} == {"200"}
     # Two processors that also start a program each second may not manage 200.
     assert outcomes.total() / seconds > 100
     assert max(caller.slowest for caller in callers) < 3
+    for follower in followers:
+        follower.judge()
+        percents = [message.cell_export.exportation.progress_percent for message in follower.statuses()[1:-1]]
+        assert percents == sorted(percents)
+        assert len(set(percents)) > 10
+
+
+def export(target: str, over: threading.Event) -> None:
+    """An export as long as the restarts last. Whatever fails on the way is tried again, as exporters do."""
+    sequence = 0
+    with client.channel(target) as channel:
+        exporter, starting = HandExporter(channel), CellExportServiceStub(channel)
+        start = partial(starting.StartCellExport, StartCellExportRequest(cell="demo"), timeout=5)
+        eventually(lambda: answered(partial(start, metadata=exporter.metadata)))
+        claimed = eventually(lambda: passing(lambda: exporter.claim(request_id="0123456789abcdef")))
+        while not over.wait(0.1):
+            sequence += 1
+            eventually(partial(answered, exporter.report, claimed, sequence, sequence, 1000))
+        eventually(lambda: answered(exporter.finish, claimed, Outcome.RESULT_SUCCEEDED))
+
+
+def passing(call: Callable[[], T]) -> T | None:
+    """What comes of a call; None where a server that is ending let go of it."""
+    try:
+        return call()
+    except grpc.RpcError as error:
+        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+            raise
+        return None
