@@ -48,8 +48,8 @@ def create_app(settings: Settings | None = None, metrics: Metrics | None = None)
     spans = tracing.open_spans("cellexport-gateway", on=settings.traces)
     if spans is not None:
         atexit.register(spans.close)
-    upstream = Upstream(settings.target, metrics and metrics.count_call)
-    register(app, settings, upstream, Readiness(settings.target))
+    upstream = Upstream(settings.target, settings.tls, metrics and metrics.count_call)
+    register(app, settings, upstream, Readiness(settings.target, settings.tls))
     app.after_request(note_request)
     overridden = HeaderOverride(app) if settings.x_override else app
     methods = frozenset(METHODS)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cellexport import client, tracing
-from cellexport.settings import Address, Environment, SettingError, metrics_listen, refuse_open_plaintext
+from cellexport.door import Door
+from cellexport.settings import Address, Environment, SettingError, metrics_listen
 from cellexport.urls import UnitUrls
 
 
@@ -13,7 +14,8 @@ from cellexport.urls import UnitUrls
 class Settings:
     urls: UnitUrls
     target: str
-    listen: Address
+    tls: client.Tls | None
+    door: Door
     personium_version: str
     x_override: bool
     # None if there are none.
@@ -24,13 +26,13 @@ class Settings:
     def read(cls, variables: Mapping[str, str]) -> "Settings":
         """Read the settings from an environment. Raises `SettingError` for a bad value."""
         environment = Environment(variables)
-        listen = environment.listen("CELLEXPORT_HTTP_LISTEN", "127.0.0.1:8080")
-        if listen.path or not listen.port:
+        door = Door.read(environment, "HTTP", "127.0.0.1:8080")
+        listen = door.address
+        if not (listen.path or listen.port):
             raise SettingError("CELLEXPORT_HTTP_LISTEN: must be host:port, like 127.0.0.1:8080.")
-        refuse_open_plaintext(environment, "CELLEXPORT_HTTP_LISTEN", listen)
         if listen.host == "localhost":
-            listen = Address("127.0.0.1", listen.port)
-        if not _is_number(listen.host):
+            door = Door(Address("127.0.0.1", listen.port), door.tls)
+        elif not (listen.path or _is_number(listen.host)):
             raise SettingError("CELLEXPORT_HTTP_LISTEN: needs the host's number, like 127.0.0.1:8080.")
         version = environment.text("CELLEXPORT_PERSONIUM_VERSION", "1.8.3")
         if not (version.isascii() and version.isprintable()):
@@ -38,7 +40,8 @@ class Settings:
         return cls(
             urls=UnitUrls.read(environment),
             target=client.target(environment),
-            listen=listen,
+            tls=client.tls(environment),
+            door=door,
             personium_version=version,
             x_override=environment.choice("CELLEXPORT_X_OVERRIDE", "on", "off") == "on",
             metrics=metrics_listen(environment, "CELLEXPORT_HTTP_METRICS_LISTEN"),

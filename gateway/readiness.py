@@ -32,10 +32,12 @@ class Readiness:
 
     Args:
         target: the server's gRPC name.
+        tls: None for plaintext.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, tls: client.Tls | None = None) -> None:
         self._target = target
+        self._tls = tls
         self._asking = threading.Lock()
         self._known = _Known(float("-inf"), ready=False)
         # Made with the first question: a channel does not survive the fork of a pre-forking server.
@@ -58,7 +60,7 @@ class Readiness:
 
     def _ask(self) -> bool:
         if self._lazy_channel is None:
-            self._lazy_channel = client.channel(self._target, service_config=_SERVICE_CONFIG)
+            self._lazy_channel = client.channel(self._target, self._tls, service_config=_SERVICE_CONFIG)
         check = self._lazy_channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=HealthCheckRequest.SerializeToString,

@@ -27,11 +27,13 @@ class Upstream:
 
     Args:
         target: the server's gRPC name.
+        tls: None for plaintext.
         count: called with the path and the status of each call that has ended.
     """
 
-    def __init__(self, target: str, count: Count | None = None) -> None:
+    def __init__(self, target: str, tls: client.Tls | None = None, count: Count | None = None) -> None:
         self._target = target
+        self._tls = tls
         self._count = count
         self._lock = threading.Lock()
         # Never set.
@@ -39,7 +41,10 @@ class Upstream:
         self._lazy_stub: CellExportServiceStub | None = None
 
     def get(self, cell: str, metadata: client.Metadata) -> CellExport:
-        """Asked for once more, within the same time, if the connection broke before the server's word was here."""
+        """Asked for once more, within the same time, if the connection broke before the server's word was here.
+
+        The channel does that only for as long as nothing of an answer has come.
+        """
         until = time.monotonic() + _DEADLINE_SECONDS
         try:
             return self._get(cell, metadata, _DEADLINE_SECONDS)
@@ -61,7 +66,7 @@ class Upstream:
         """Made with the first call: a channel does not survive the fork of a pre-forking server."""
         with self._lock:
             if self._lazy_stub is None:
-                channel = client.channel(self._target)
+                channel = client.channel(self._target, self._tls)
                 if self._count is not None:
                     channel = grpc.intercept_channel(channel, _Counted(self._count))
                 self._lazy_stub = CellExportServiceStub(channel)

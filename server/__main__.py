@@ -12,9 +12,10 @@ from cellexport import logs
 from cellexport.settings import Environment, SettingError
 from server.auth.mint import MintError
 from server.config import Settings
+from server.door import ListenError
 from server.stores import StoreError
 from server.token_command import token
-from server.wiring import ListenError, serving
+from server.wiring import serving
 
 _log = logging.getLogger("server")
 

@@ -12,10 +12,10 @@ from cellexport.settings import (
     SettingError,
     metrics_listen,
     plaintext_allowed,
-    refuse_open_plaintext,
 )
 from cellexport.urls import UnitUrls
 from server.auth.issuers import SETTING, Issuer, read_issuers
+from server.door import GrpcDoor
 from server.stores.redis_place import SCHEMES, RedisPlace
 
 _AES_KEYS = (16, 24, 32)
@@ -27,7 +27,7 @@ class Settings:
     urls: UnitUrls
     unit_dir: Path
     store: Path | RedisPlace
-    listen: Address
+    door: GrpcDoor
     tokens: "TokenSettings"
     lease_seconds: float
     queue_seconds: float
@@ -46,15 +46,14 @@ class Settings:
         """Read the settings from an environment. Raises `SettingError` for a bad value."""
         environment = Environment(variables)
         unit_dir = environment.directory("CELLEXPORT_UNIT_DIR", "var/unit")
-        listen = environment.listen("CELLEXPORT_GRPC_LISTEN", "127.0.0.1:50051")
-        refuse_open_plaintext(environment, "CELLEXPORT_GRPC_LISTEN", listen)
+        door = GrpcDoor.read(environment)
         if not (unit_dir / "cells").is_dir():
             raise SettingError(f"CELLEXPORT_UNIT_DIR: {unit_dir} has no directory cells. Make it, or name a unit.")
         return cls(
             urls=UnitUrls.read(environment),
             unit_dir=unit_dir,
             store=_store(environment, unit_dir),
-            listen=listen,
+            door=door,
             tokens=TokenSettings.read(environment),
             lease_seconds=environment.seconds("CELLEXPORT_LEASE_SECONDS", 15, minimum=1, maximum=3600),
             queue_seconds=environment.seconds("CELLEXPORT_QUEUE_SECONDS", 3600, minimum=1, maximum=7 * 86400),

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from honcho.manager import Manager
 
-from cellexport.settings import Address, Environment, SettingError, refuse_open_plaintext
+from cellexport.door import Door
+from cellexport.settings import Address, Environment, SettingError
 from server.config import Settings
 
 _CELL = "demo"
@@ -43,7 +44,7 @@ class _Plan:
     """What to start, and what to tell the user to paste."""
 
     variables: dict[str, str]
-    http: Address
+    http: Door
     grpc: Address
     cell: str
     # The token that was made here, or how a shell gets at the user's own.
@@ -82,7 +83,7 @@ def _plan(variables: Mapping[str, str]) -> _Plan:
         chosen["CELLEXPORT_UNIT_SECRET_FILE"] = str(_make_secret(unit / "unit_secret", secrets.token_hex(16)))
     # Now rather than in the middle of three programs' logs.
     Settings.read(chosen)
-    refuse_open_plaintext(environment, "CELLEXPORT_HTTP_LISTEN", http)
+    door = Door.read(environment, "HTTP", "127.0.0.1:8080")
     if master is None:
         file = _make_secret(unit / "master_token", secrets.token_urlsafe(32))
         chosen["CELLEXPORT_MASTER_TOKEN_FILE"] = str(file)
@@ -91,7 +92,7 @@ def _plan(variables: Mapping[str, str]) -> _Plan:
         token = _OWN
     else:
         token = f"$(cat {Path(variables['CELLEXPORT_MASTER_TOKEN_FILE']).absolute()})"
-    return _Plan(chosen, http, grpc, _cell(unit), token, has_secret)
+    return _Plan(chosen, door, grpc, _cell(unit), token, has_secret)
 
 
 def _unit(environment: Environment) -> Path:
@@ -168,7 +169,7 @@ def _told(token: str) -> str:
 
 
 def _instructions(plan: _Plan) -> str:
-    url = f"http://{plan.http}/{plan.cell}/__export"
+    url = f"{plan.http.curl}/{plan.cell}/__export"
     header = f'-H "Authorization: Bearer {plan.token}"'
     buf = Path(sys.executable).parent / "buf"
     snapshots = Path(plan.variables["CELLEXPORT_UNIT_DIR"]) / "snapshots"

@@ -37,7 +37,13 @@ def log_refusal(error: Refused, *, method: str, cell: str, key: str) -> None:
 async def abort(context: Context, error: Refused, key: str) -> Never:
     row = error.refusal.value
     status = _status(error)
-    trailing = ((request_key.METADATA, key), ("grpc-status-details-bin", status.SerializeToString()))
+    trailing = (
+        (request_key.METADATA, key),
+        ("grpc-status-details-bin", status.SerializeToString()),
+        # What we say ourselves is the last word: a channel that tried again by itself would lose the reason, and use up
+        # the caller's time where a store is away.
+        ("grpc-retry-pushback-ms", "-1"),
+    )
     await context.abort(row.status, error.text, trailing)
 
 

@@ -9,7 +9,7 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from cellexport import tracing
 from cellexport.metrics import MetricsServer
-from cellexport.settings import Address, SettingError
+from cellexport.settings import SettingError
 from cellexport.urls import UnitUrls
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from server.admission import Admission
@@ -22,6 +22,7 @@ from server.auth.master import MasterToken
 from server.cells import CellDirectory
 from server.claims import Claims
 from server.config import Settings, TokenSettings
+from server.door import MOST_CALLS, taken
 from server.drain import Drain
 from server.events import EventLog, Events, NoEvents
 from server.exporter.area import SnapshotArea
@@ -45,18 +46,6 @@ _SERVICES = (
     cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"],
     exporter_pb2.DESCRIPTOR.services_by_name["ExporterService"],
 )
-
-_OPTIONS: tuple[tuple[str, int], ...] = (
-    # A second server on the same port must fail, not share it.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 1024 * 1024),
-    ("grpc.max_metadata_size", 16 * 1024),
-    ("grpc.absolute_max_metadata_size", 16 * 1024),
-)
-
-
-class ListenError(Exception):
-    """Raised when the server can't listen where it should. Its text says where."""
 
 
 @asynccontextmanager
@@ -113,14 +102,16 @@ async def serving(settings: Settings, *, clock: Callable[[], int] = now_ms) -> A
         observer = Observer(spans, metrics and metrics.calls)
         health = Health(pulse, [service.full_name for service in _SERVICES])
         reflection = Reflection((*_SERVICES, HEALTH_SERVICE))
-        server = grpc.aio.server(interceptors=[observer], options=_OPTIONS)
+        server = grpc.aio.server(
+            interceptors=[observer], options=settings.door.options(), maximum_concurrent_rpcs=MOST_CALLS
+        )
         rules = (cell_exports.rules, exporters.rules)
         server.add_generic_rpc_handlers(tuple(map(guard.handlers, _SERVICES, rules)))
         # What follows asks for no token, and tells nothing of any cell.
         add_HealthServicer_to_server(health, server)
         if settings.reflection:
             server.add_generic_rpc_handlers(reflection.handlers())
-        address = _listen(server, settings)
+        address = settings.door.listen(server)
         await server.start()
         for task in (watch.run(), health.run()):
             stack.push_async_callback(_cancel, asyncio.create_task(task))
@@ -154,7 +145,7 @@ def _open_metrics(settings: Settings, stack: AsyncExitStack) -> Metrics | None:
     try:
         serving = MetricsServer.open(metrics.registry, address)
     except OSError as error:
-        raise _taken("CELLEXPORT_GRPC_METRICS_LISTEN", address) from error
+        raise taken("CELLEXPORT_GRPC_METRICS_LISTEN", address) from error
     stack.callback(serving.close)
     return metrics
 
@@ -173,21 +164,3 @@ async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-
-
-def _listen(server: grpc.aio.Server, settings: Settings) -> str:
-    address = settings.listen
-    try:
-        # First by ourselves: grpc says of a port that is taken only in a log of its own.
-        address.probe()
-        port = server.add_insecure_port(str(address))
-    except (OSError, RuntimeError) as error:
-        raise _taken("CELLEXPORT_GRPC_LISTEN", address) from error
-    return str(address) if address.path else str(type(address)(address.host, port))
-
-
-def _taken(name: str, address: Address) -> ListenError:
-    return ListenError(
-        f"{name}: {address} can't be listened on. "
-        "Another program may be using it: stop that one, or name another address."
-    )

@@ -1,18 +1,25 @@
-"""A channel to the server, done right: bounded reconnects, no proxies, metadata that cannot break a call.
+"""A channel to the server, done right: TLS, bounded reconnects and retries, no proxies.
 
 For Python callers too:
 
     with client.channel("127.0.0.1:50051") as channel:
         stub = CellExportServiceStub(channel)
         stub.GetCellExport(GetCellExportRequest(cell="demo"), metadata=client.bearer(token), timeout=3)
+
+To another machine: `client.channel("export.example:50051", client.Tls(ca=Path("ca.pem")))`.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from cellexport.pem import Pem, PemFile, PemFiles, PemWatch
+from cellexport.renewing import RenewingChannel
 from cellexport.settings import Environment, SettingError, is_loopback, plaintext_allowed
 
 UNIT_USER = "x-personium-unit-user"
@@ -26,29 +33,86 @@ Metadata = tuple[tuple[str, str], ...]
 # A server that is back is found again within a second, and one that is away is not knocked at more often than that.
 # What is called the least backoff is how long a connection may take to come about: shorter, and a server that is only
 # slow would never be reached.
-_OPTIONS: tuple[tuple[str, int], ...] = (
+OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2500),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", 1024 * 1024),
+    # A server that has gone without a word is noticed within half a minute. It takes twice as many (`server.door`).
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Else grpc sends two pings on a call that is silent, and then no more.
+    ("grpc.http2.max_pings_without_data", 0),
 )
+
+_CA, _CERT, _KEY, _NAME = (f"CELLEXPORT_GRPC_{part}" for part in ("CA", "CLIENT_CERT", "CLIENT_KEY", "SERVER_NAME"))
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How to know the server, and to be known by it: PEM files, read anew when they change.
+
+    Args:
+        ca: the authorities that the server's certificate must be of. No others count.
+        certificate: what to present, and the chain to it, with `key`; None where the server asks for none.
+        server_name: the name in the server's certificate, where it isn't the target's.
+    """
+
+    ca: Path
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str = ""
+
+    def files(self) -> PemFiles:
+        """The files; what is wrong with them is told with the names of the settings."""
+        return PemFiles(
+            chain=PemFile(_CERT, self.certificate) if self.certificate else None,
+            key=PemFile(_KEY, self.key) if self.key else None,
+            authorities=PemFile(_CA, self.ca),
+        )
+
+
+def tls(environment: Environment) -> Tls | None:
+    """TLS to the server (`CELLEXPORT_GRPC_CA` and its kin), or None for plaintext.
+
+    Raises:
+        SettingError: if a file is no good, or is of no use.
+    """
+    ca, certificate, key = (PemFile.read(environment, name) for name in (_CA, _CERT, _KEY))
+    server_name = environment.text(_NAME, "")
+    if ca is None:
+        for name in (_CERT, _KEY, _NAME):
+            if environment.text(name, ""):
+                raise SettingError(f"{name}: is set, but {_CA} is not. Set it to the authority of the server.")
+        return None
+    PemFiles(certificate, key).require_pair(_CERT, _KEY)
+    if not (server_name.isascii() and server_name.isprintable()) or " " in server_name:
+        raise SettingError(f"{_NAME}: must be a host's name, like export.example.")
+    chosen = Tls(ca.path, certificate.path if certificate else None, key.path if key else None, server_name)
+    chosen.files().load()
+    return chosen
 
 
 def target(environment: Environment) -> str:
     """The server to call (`CELLEXPORT_GRPC_TARGET`, or else where the server listens).
 
     Raises:
-        SettingError: if it is on another machine, and plaintext is not allowed.
+        SettingError: if it is on another machine, and neither is there TLS nor plaintext allowed; if it is a unix
+            socket, and there is TLS, which isn't spoken there.
     """
     name = environment.text("CELLEXPORT_GRPC_TARGET", "") or environment.text(
         "CELLEXPORT_GRPC_LISTEN", "127.0.0.1:50051"
     )
     allowed = plaintext_allowed(environment)
-    if not (_is_local(name) or allowed):
+    if environment.text(_CA, ""):
+        if name.startswith("unix"):
+            raise SettingError(f"{_CA}: {name} is a unix socket, where TLS is not spoken. Unset one of them.")
+    elif not (_is_local(name) or allowed):
         raise SettingError(
             f"CELLEXPORT_GRPC_TARGET: {name} is another machine, and the call would be plaintext. "
-            "Name a server on this machine, or set CELLEXPORT_PLAINTEXT=allow if the network itself protects it."
+            f"Set {_CA}, or CELLEXPORT_PLAINTEXT=allow if the network itself protects it."
         )
     return name
 
@@ -64,16 +128,28 @@ def _is_local(name: str) -> bool:
     return all(is_loopback(host.removeprefix("[").removesuffix("]")) for host in hosts)
 
 
-def channel(name: str, *, service_config: str = "") -> grpc.Channel:
-    """A plaintext channel to the server of that gRPC name. Make it after a fork, never before.
+def channel(name: str, tls: Tls | None = None, *, service_config: str = "") -> grpc.Channel:
+    """A channel to the server of that gRPC name. Make it after a fork, never before.
 
     Args:
-        service_config: JSON that says how calls are balanced and tried again; grpc's own way if left out.
+        tls: None for plaintext.
+        service_config: JSON that says how calls are balanced and tried again; `service_config.json` if left out.
+
+    Raises:
+        SettingError: if a file of `tls` is no good.
     """
-    options: tuple[tuple[str, int | str], ...] = _OPTIONS
-    if service_config:
-        options += (("grpc.service_config", service_config),)
-    return grpc.insecure_channel(name, options=options)
+    config = service_config or files("cellexport").joinpath("service_config.json").read_text()
+    options: tuple[tuple[str, int | str], ...] = (*OPTIONS, ("grpc.service_config", config))
+    if tls is None:
+        return grpc.insecure_channel(name, options)
+    if tls.server_name:
+        options = (*options, ("grpc.ssl_target_name_override", tls.server_name))
+
+    def connect(pem: Pem) -> grpc.Channel:
+        credentials = grpc.ssl_channel_credentials(pem.authorities, pem.key or None, pem.chain or None)
+        return grpc.secure_channel(name, credentials, options)
+
+    return RenewingChannel(PemWatch(tls.files()), connect)
 
 
 def bearer(token: str) -> Metadata:

@@ -16,15 +16,27 @@ _KNOWN = frozenset(
     f"CELLEXPORT_{name}"
     for name in (
         "CELL_URL",
+        "CONNECTION_AGE_SECONDS",
+        "CONNECTION_GRACE_SECONDS",
         "DRAIN_SECONDS",
         "EVENT_LOG",
         "EXPORTER_TOKEN",
         "EXPORTER_TOKEN_FILE",
+        "GRPC_CA",
+        "GRPC_CLIENT_CERT",
+        "GRPC_CLIENT_KEY",
         "GRPC_LISTEN",
         "GRPC_METRICS_LISTEN",
+        "GRPC_SERVER_NAME",
         "GRPC_TARGET",
+        "GRPC_TLS_CERT",
+        "GRPC_TLS_CLIENT_CA",
+        "GRPC_TLS_KEY",
         "HTTP_LISTEN",
         "HTTP_METRICS_LISTEN",
+        "HTTP_TLS_CERT",
+        "HTTP_TLS_CLIENT_CA",
+        "HTTP_TLS_KEY",
         "LEASE_SECONDS",
         "LOG_FORMAT",
         "MASTER_TOKEN",
@@ -83,6 +95,11 @@ class Address:
         if self.path:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def file(self) -> Path | None:
+        """The unix socket, if it is one."""
+        return Path(self.path) if self.path else None
 
     @property
     def is_local(self) -> bool:
@@ -250,20 +267,6 @@ class SecretSource:
         return self._latest
 
 
-def refuse_open_plaintext(environment: Environment, name: str, address: Address) -> None:
-    """Refuse to listen in plaintext where other machines can reach it, unless the operator says so.
-
-    Raises:
-        SettingError: if `address` is not of this machine alone and `CELLEXPORT_PLAINTEXT` is not `allow`.
-    """
-    allowed = plaintext_allowed(environment)
-    if not (address.is_local or allowed):
-        raise SettingError(
-            f"{name}: {address} can be reached from other machines, and would be plaintext. "
-            "Listen on 127.0.0.1, or set CELLEXPORT_PLAINTEXT=allow if the network itself protects it."
-        )
-
-
 def metrics_listen(environment: Environment, name: str) -> Address | None:
     """Where to serve metrics; None if that variable is not set, and there are none.
 
@@ -275,7 +278,11 @@ def metrics_listen(environment: Environment, name: str) -> Address | None:
     address = environment.listen(name, "127.0.0.1:9100")
     if address.path or not address.port:
         raise SettingError(f"{name}: must be host:port, like 127.0.0.1:9100.")
-    refuse_open_plaintext(environment, name, address)
+    if not (address.is_local or plaintext_allowed(environment)):
+        raise SettingError(
+            f"{name}: {address} can be reached from other machines, and would be plaintext. "
+            "Listen on 127.0.0.1, or set CELLEXPORT_PLAINTEXT=allow if the network itself protects it."
+        )
     return address
 
 

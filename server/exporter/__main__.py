@@ -55,7 +55,7 @@ def _work(settings: Settings, *, terminal: bool) -> None:
     area = SnapshotArea(settings.unit_dir / "snapshots")
     area.prepare()
     swept = area.sweep()
-    with client.channel(settings.target) as channel:
+    with client.channel(settings.target, settings.tls) as channel:
         runner = Runner(
             stub=ExporterServiceStub(channel),
             token=settings.token,

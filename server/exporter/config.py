@@ -12,6 +12,7 @@ from cellexport.settings import Environment, SecretSource, SettingError
 class Settings:
     unit_dir: Path
     target: str
+    tls: client.Tls | None
     token: SecretSource
 
     @classmethod
@@ -28,5 +29,6 @@ class Settings:
         return cls(
             unit_dir=environment.directory("CELLEXPORT_UNIT_DIR", "var/unit"),
             target=client.target(environment),
+            tls=client.tls(environment),
             token=token,
         )

@@ -1,0 +1,127 @@
+"""Granian, set up for the facade: where it listens, and how its certificate is exchanged.
+
+Granian's worker reads the certificate when it starts, and never again. So when the files change, a new worker takes
+over from the old one, which ends what it has begun. What workers read are copies in memory (Linux has a way) of files
+that were found good: a worker that starts while the files are being written, or are broken, must not fail by them.
+"""
+
+import logging
+import os
+import signal
+import threading
+from typing import Any
+
+from granian._types import SSLCtx
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
+from granian.log import LogLevels
+from granian.server.mp import MPServer
+
+from cellexport.door import SOCKET_MODE, Door
+from cellexport.pem import Pem, PemWatch
+from cellexport.settings import Address, SettingError
+
+_THREADS = 32
+# How long a request that is being served may take to end.
+_GRACE_SECONDS = 4
+# How long a new worker may take until it serves, before the old one is told to end.
+_OVERLAP_SECONDS = 3.5
+_LOOK_SECONDS = 1.0
+
+_log = logging.getLogger("gateway")
+
+
+def server(app: str, door: Door, log_config: dict[str, Any]) -> MPServer:
+    """A server that is ready to serve.
+
+    Args:
+        app: `module:function` that makes the application in a worker.
+        log_config: for `logging.config.dictConfig`.
+    """
+    address = door.address
+    made = _Server(
+        app,
+        factory=True,
+        address=address.host,
+        port=address.port,
+        uds=address.file,
+        uds_permissions=SOCKET_MODE if address.file else None,
+        interface=Interfaces.WSGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        workers=1,
+        blocking_threads=_THREADS,
+        respawn_failed_workers=True,
+        respawn_interval=_OVERLAP_SECONDS,
+        workers_kill_timeout=_GRACE_SECONDS,
+        log_level=LogLevels.error,
+        log_dictconfig=log_config,
+    )
+    if door.tls:
+        certificates = _Certificates(made, PemWatch(door.tls))
+        threading.Thread(target=certificates.follow, name="certificates", daemon=True).start()
+    return made
+
+
+def require_free(name: str, address: Address) -> None:
+    """Raise `SettingError` if the address can't be listened on: Granian shares its port with whoever else does."""
+    try:
+        address.probe()
+        if address.file:
+            # Left behind by one who has died: the probe has found nobody.
+            address.file.unlink(missing_ok=True)
+    except OSError as error:
+        raise SettingError(
+            f"{name}: {address} can't be listened on ({error.strerror or error}). "
+            "Another program may be using it: stop that one, or name another address."
+        ) from error
+
+
+class _Server(MPServer):
+    """Granian, which closes idle connections when it is told to end, and answers what it has begun to read."""
+
+    def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
+        # The second ends this program at once, and the worker with it.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        _log.info("ending: requests under way are answered, and no connection is taken any more")
+        super().signal_handler_interrupt(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+class _Certificates:
+    """What a server's workers read when they start."""
+
+    def __init__(self, server: MPServer, watch: PemWatch) -> None:
+        self._server = server
+        self._watch = watch
+        self._files: list[int] = []
+        # Of the worker before, which may be just starting.
+        self._older: list[int] = []
+        self._show(watch.latest)
+
+    def follow(self) -> None:
+        """Begin a new worker whenever the files change. Never returns."""
+        pause = threading.Event()
+        while not pause.wait(_LOOK_SECONDS):
+            fresh = self._watch.renewed()
+            if fresh is not None:
+                self._show(fresh)
+                self._server.signal_handler_reload()  # type: ignore[no-untyped-call]  # as SIGHUP does
+                pause.wait(_OVERLAP_SECONDS + _GRACE_SECONDS)
+
+    def _show(self, pem: Pem) -> None:
+        for file in self._older:
+            os.close(file)
+        self._older = self._files
+        self._files = [_in_memory(content) for content in (pem.chain, pem.key, pem.authorities) if content]
+        chain, key, *authorities = (f"/proc/{os.getpid()}/fd/{file}" for file in self._files)
+        # Not by Granian's parameters: it would resolve these paths, and they lead to no name.
+        authority = authorities[0] if authorities else None
+        context: SSLCtx = (True, chain, key, None, str(SSLProtocols.tls12), authority, [], bool(authorities))
+        self._server.ssl_ctx = context  # type: ignore[assignment]  # its type is inferred from a server without TLS
+
+
+def _in_memory(content: bytes) -> int:
+    file = os.memfd_create("pem")
+    with os.fdopen(os.dup(file), "wb") as opened:
+        opened.write(content)
+    return file

@@ -1,0 +1,113 @@
+"""A channel over TLS whose certificate may be exchanged while it is used."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from cellexport.pem import Pem, PemWatch
+
+M = TypeVar("M")
+
+# How often the files are looked at, at the most, in seconds.
+_LOOK_SECONDS = 1.0
+
+
+class RenewingChannel(grpc.Channel):
+    """Calls begin on a connection that was made with the files as they are.
+
+    When the files change, there is a new channel, and nothing is begun on the old one any more. It lives until its last
+    call has ended.
+
+    Args:
+        watch: the files.
+        connect: makes a channel with what they hold.
+    """
+
+    def __init__(self, watch: PemWatch, connect: Callable[[Pem], grpc.Channel]) -> None:
+        self._watch = watch
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._channel = connect(watch.latest)
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+
+    def current(self) -> grpc.Channel:
+        with self._lock:
+            if time.monotonic() >= self._look_at:
+                self._look_at = time.monotonic() + _LOOK_SECONDS
+                fresh = self._watch.renewed()
+                if fresh is not None:
+                    # The old one isn't closed: that would end its calls.
+                    self._channel = self._connect(fresh)
+            return self._channel
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> "RenewingChannel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def subscribe(self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool = False) -> None:
+        """Of the channel that is there now."""
+        self.current().subscribe(callback, try_to_connect)
+
+    def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
+        self.current().unsubscribe(callback)
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> "_UnaryUnary":
+        return _UnaryUnary(_Method(self, lambda channel: channel.unary_unary(*args, **kwargs)))
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> "_UnaryStream":
+        return _UnaryStream(_Method(self, lambda channel: channel.unary_stream(*args, **kwargs)))
+
+    def stream_unary(self, *args: Any, **kwargs: Any) -> "grpc.StreamUnaryMultiCallable[Any, Any]":
+        """The contract has no such method, so this is of the channel that is there now."""
+        return self.current().stream_unary(*args, **kwargs)
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> "grpc.StreamStreamMultiCallable[Any, Any]":
+        """The contract has no such method, so this is of the channel that is there now."""
+        return self.current().stream_stream(*args, **kwargs)
+
+
+class _Method(Generic[M]):
+    """A method, on whichever channel there is."""
+
+    def __init__(self, channel: RenewingChannel, make: Callable[[grpc.Channel], M]) -> None:
+        self._channel = channel
+        self._make = make
+        # In one piece, since threads share it.
+        self._made: tuple[grpc.Channel, M] | None = None
+
+    def latest(self) -> M:
+        channel = self._channel.current()
+        made = self._made
+        if made is None or made[0] is not channel:
+            made = self._made = channel, self._make(channel)
+        return made[1]
+
+
+class _UnaryUnary(grpc.UnaryUnaryMultiCallable):  # type: ignore[type-arg]  # generic in the stubs only
+    def __init__(self, method: "_Method[grpc.UnaryUnaryMultiCallable[Any, Any]]") -> None:
+        self._method = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method.latest()(*args, **kwargs)
+
+    def with_call(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method.latest().with_call(*args, **kwargs)
+
+    def future(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method.latest().future(*args, **kwargs)
+
+
+class _UnaryStream(grpc.UnaryStreamMultiCallable):  # type: ignore[type-arg]  # generic in the stubs only
+    def __init__(self, method: "_Method[grpc.UnaryStreamMultiCallable[Any, Any]]") -> None:
+        self._method = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method.latest()(*args, **kwargs)

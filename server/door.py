@@ -1,0 +1,106 @@
+"""The gRPC door: where the server listens, with which certificate, and what a connection may cost."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from cellexport.door import SOCKET_MODE, Door
+from cellexport.pem import Pem, PemFiles, PemWatch
+from cellexport.settings import Address, Environment
+
+# How many calls may be under way in all; another is told RESOURCE_EXHAUSTED.
+MOST_CALLS = 25_000
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    # A second server on the same port must fail, not share it.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 1024 * 1024),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
+    ("grpc.max_concurrent_streams", 2000),
+    # A client that has gone without a word is noticed within 80 seconds.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Half of what our own client takes (`cellexport.client`): who pings more often is sent away.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class ListenError(Exception):
+    """Raised when the server can't listen where it should. Its text says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcDoor:
+    """The settings of the door. A connection is told to end at an age, and ended after a grace, both in seconds."""
+
+    door: Door
+    age_seconds: float
+    grace_seconds: float
+
+    @classmethod
+    def read(cls, environment: Environment) -> "GrpcDoor":
+        """Read the settings. Raises `SettingError` for a bad value."""
+        return cls(
+            door=Door.read(environment, "GRPC", "127.0.0.1:50051"),
+            age_seconds=environment.seconds("CELLEXPORT_CONNECTION_AGE_SECONDS", 3600, minimum=1, maximum=7 * 86400),
+            grace_seconds=environment.seconds("CELLEXPORT_CONNECTION_GRACE_SECONDS", 45, minimum=1, maximum=86400),
+        )
+
+    def options(self) -> tuple[tuple[str, int], ...]:
+        """What to make grpc's server with."""
+        return (
+            *_OPTIONS,
+            ("grpc.max_connection_age_ms", int(self.age_seconds * 1000)),
+            ("grpc.max_connection_age_grace_ms", int(self.grace_seconds * 1000)),
+        )
+
+    def listen(self, server: grpc.aio.Server) -> str:
+        """Listen, and return the address that calls reach.
+
+        Raises:
+            ListenError: if the address can't be listened on.
+        """
+        address = self.door.address
+        self.door.warn_if_wide()
+        try:
+            # First by ourselves: grpc says of a port that is taken only in a log of its own.
+            address.probe()
+            if self.door.tls:
+                port = server.add_secure_port(str(address), _credentials(self.door.tls))
+            else:
+                port = server.add_insecure_port(str(address))
+            if address.path:
+                Path(address.path).chmod(SOCKET_MODE)
+        except (OSError, RuntimeError) as error:
+            raise taken("CELLEXPORT_GRPC_LISTEN", address) from error
+        return str(address) if address.path else str(type(address)(address.host, port))
+
+
+def taken(name: str, address: Address) -> ListenError:
+    """The error of an address, given by that setting, that can't be listened on."""
+    return ListenError(
+        f"{name}: {address} can't be listened on. "
+        "Another program may be using it: stop that one, or name another address."
+    )
+
+
+def _credentials(files: PemFiles) -> grpc.ServerCredentials:
+    watch = PemWatch(files)
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """Called by grpc for each connection, in a thread of its own."""
+        fresh = watch.renewed()
+        return None if fresh is None else _configuration(fresh)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(watch.latest),
+        renewed,  # type: ignore[arg-type]  # grpc takes None for no change; its stubs don't say so
+        require_client_authentication=files.authorities is not None,
+    )
+
+
+def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], pem.authorities or None)
