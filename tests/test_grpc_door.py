@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from unit import TOKEN, Unit, request
+from unit import PREFACE, TOKEN, Unit, frame, request
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import GetCellExportRequest, GetCellExportResponse
@@ -110,10 +110,6 @@ def test_methods_that_are_none(channel: grpc.Channel, method: str) -> None:
     assert outcome(channel, DEMO, GOOD, method=method) == "UNIMPLEMENTED"
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
-
-
 def literal(name: bytes, value: bytes) -> bytes:
     """A header as HTTP/2 has it, neither indexed nor compressed."""
     return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
@@ -130,7 +126,7 @@ def test_bytes_that_no_client_library_sends_are_in_no_log(unit: Unit, name: byte
     block = b"".join(literal(key, value) for key, value in headers)
     message = bytes(5 - 1) + bytes([len(DEMO)]) + DEMO
     with socket.create_connection(("127.0.0.1", unit.grpc_port), 10) as connection:
-        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))
+        connection.sendall(PREFACE + frame(4, 0, 0, b""))
         connection.sendall(frame(1, 4, 1, block) + frame(0, 1, 1, message))
         connection.settimeout(2)
         answer = b""

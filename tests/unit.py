@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -108,6 +109,14 @@ def request(line: str, *headers: str, body: bytes = b"") -> bytes:
     return "\r\n".join([f"{line} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode("latin-1") + body
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A frame of HTTP/2."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -179,6 +188,9 @@ class Unit:
     http_port: int = field(default_factory=free_port)
     # For every program that is started.
     settings: dict[str, str] = field(default_factory=dict)
+    # How callers reach the two doors; None for plaintext.
+    grpc_tls: client.Tls | None = None
+    http_tls: ssl.SSLContext | None = None
 
     def __enter__(self) -> "Unit":
         (self.directory / "cells").mkdir(parents=True)
@@ -256,7 +268,11 @@ class Unit:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=20)
+        connection: http.client.HTTPConnection
+        if self.http_tls:
+            connection = http.client.HTTPSConnection("127.0.0.1", self.http_port, timeout=20, context=self.http_tls)
+        else:
+            connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=20)
         try:
             credentials = {} if token is None else {"Authorization": f"Bearer {token}"}
             connection.request(method, path, body, {**credentials, **(headers or {})})
@@ -285,7 +301,7 @@ class Unit:
 
     @contextmanager
     def channel(self, port: int | None = None) -> Iterator[grpc.Channel]:
-        with client.channel(f"127.0.0.1:{port or self.grpc_port}") as channel:
+        with client.channel(f"127.0.0.1:{port or self.grpc_port}", self.grpc_tls) as channel:
             yield channel
 
     def get(self, cell: str = "demo", token: str = TOKEN, port: int | None = None) -> CellExport:
@@ -335,8 +351,11 @@ class HandExporter:
         self.stub = ExporterServiceStub(channel)
         self.metadata = client.bearer(token)
 
+    def claim_request(self, *, wait: int, request_id: str | None = None) -> ClaimExportRequest:
+        return ClaimExportRequest(request_id=request_id or secrets.token_hex(16), wait=Duration(seconds=wait))
+
     def claim(self, *, wait: int = 5, request_id: str | None = None) -> ClaimedExport | None:
-        request = ClaimExportRequest(request_id=request_id or secrets.token_hex(16), wait=Duration(seconds=wait))
+        request = self.claim_request(wait=wait, request_id=request_id)
         response = self.stub.ClaimExport(request, metadata=self.metadata, timeout=wait + 5)
         return response.claimed_export if response.HasField("claimed_export") else None
 

@@ -1,0 +1,421 @@
+"""TLS on both doors and both hops: who gets in, who doesn't, and certificates that change."""
+
+import http.client
+import re
+import socket
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from certificates import Authority, Identity, common_name
+from unit import TOKEN, HandExporter, Program, Unit, answered, eventually, meanwhile
+
+from cellexport import client
+from cellexport.pem import PemFile, PemFiles, PemWatch
+from cellexport.settings import Environment, SettingError
+from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest
+from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from gateway.config import Settings as GatewaySettings
+from server.config import Settings as ServerSettings
+from server.exporter.config import Settings as ExporterSettings
+
+
+@dataclass
+class Pki:
+    """One authority for servers and their clients, and one that nobody knows."""
+
+    ours: Authority
+    server: Identity
+    caller: Identity
+    expired: Identity
+    foreign: Identity
+    elsewhere: Identity
+    other: Identity
+
+    def tls(self, identity: Identity | None, server_name: str = "") -> client.Tls:
+        if identity is None:
+            return client.Tls(self.ours.file, server_name=server_name)
+        return client.Tls(self.ours.file, identity.certificate, identity.key, server_name)
+
+
+def make_pki(directory: Path) -> Pki:
+    ours, theirs = Authority(directory, "ours"), Authority(directory, "theirs")
+    return Pki(
+        ours,
+        server=ours.issue("server"),
+        caller=ours.issue("client"),
+        expired=ours.issue("expired", days=-1),
+        foreign=theirs.issue("foreign"),
+        elsewhere=ours.issue("elsewhere", "export.example"),
+        other=ours.issue("other"),
+    )
+
+
+def settings(pki: Pki, *, mutual: bool = True) -> dict[str, str]:
+    """What turns TLS on, on both hops."""
+    server, mine = pki.server, pki.caller
+    found = {
+        f"CELLEXPORT_{door}_TLS_{part}": str(path)
+        for door in ("GRPC", "HTTP")
+        for part, path in (("CERT", server.certificate), ("KEY", server.key), ("CLIENT_CA", pki.ours.file))
+        if mutual or part != "CLIENT_CA"
+    }
+    found["CELLEXPORT_GRPC_CA"] = str(pki.ours.file)
+    if mutual:
+        found |= {"CELLEXPORT_GRPC_CLIENT_CERT": str(mine.certificate), "CELLEXPORT_GRPC_CLIENT_KEY": str(mine.key)}
+    return found
+
+
+def over_tls(unit: Unit, pki: Pki, *, mutual: bool = True) -> Unit:
+    unit.settings |= settings(pki, mutual=mutual)
+    identity = pki.caller if mutual else None
+    unit.grpc_tls, unit.http_tls = pki.tls(identity), pki.ours.context(identity)
+    return unit
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> Pki:
+    (tmp_path / "pki").mkdir()
+    return make_pki(tmp_path / "pki")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Unit, Pki]]:
+    """Server and gateway with mTLS on both hops."""
+    pki = make_pki(tmp_path_factory.mktemp("pki"))
+    with Unit(tmp_path_factory.mktemp("tls") / "unit") as unit:
+        unit.add_cell("demo", {"hello.txt": b"hello"})
+        over_tls(unit, pki).start_server()
+        unit.start_gateway()
+        assert unit.http().status == 200
+        yield unit, pki
+
+
+@contextmanager
+def nothing_but_a_line(*programs: Program) -> Iterator[None]:
+    """That nothing is logged meanwhile but one line at the most, and no trace."""
+    before = [len(program.log.read_bytes()) for program in programs]
+    yield
+    for program, length in zip(programs, before, strict=True):
+        new = program.log.read_bytes()[length:].decode()
+        assert "Traceback" not in new
+        assert new.count("\n") <= 1, new
+
+
+def ask(unit: Unit, tls: client.Tls | None) -> str:
+    """The status of a call that presents what `tls` says, OK included."""
+    with client.channel(f"127.0.0.1:{unit.grpc_port}", tls) as channel:
+        try:
+            request = GetCellExportRequest(cell="demo")
+            CellExportServiceStub(channel).GetCellExport(request, metadata=client.bearer(TOKEN), timeout=5)
+        except grpc.RpcError as error:
+            return error.code().name
+    return "OK"
+
+
+def test_a_whole_export_over_tls_on_both_hops(unit: Unit, pki: Pki) -> None:
+    over_tls(unit, pki, mutual=False)
+    # A name of its own in the certificate, on the inner hop.
+    inside = {"CELLEXPORT_GRPC_SERVER_NAME": "export.example"}
+    chain, key = str(pki.elsewhere.certificate), str(pki.elsewhere.key)
+    unit.start_server(CELLEXPORT_GRPC_TLS_CERT=chain, CELLEXPORT_GRPC_TLS_KEY=key)
+    unit.start_gateway(**inside)
+    unit.start_exporter(**inside)
+    assert unit.http("POST", body=b'{"Name":"over-tls"}').status == 202
+    eventually(lambda: unit.status() == {"status": "ready"})
+    assert (unit.snapshots / "demo" / "over-tls.zip").is_file()
+    assert ask(unit, pki.tls(None, "export.example")) == "OK"
+    # Neither another name in the certificate, nor another authority than ours.
+    assert ask(unit, pki.tls(None)) == "UNAVAILABLE"
+    assert ask(unit, client.Tls(unit.directory.parent / "pki" / "theirs.pem", None, None, "export.example")) != "OK"
+
+
+def test_a_whole_export_over_mutual_tls_on_all_interfaces(unit: Unit, pki: Pki) -> None:
+    over_tls(unit, pki)
+    listen = {"CELLEXPORT_GRPC_LISTEN": f"0.0.0.0:{unit.grpc_port}"}
+    target = {"CELLEXPORT_GRPC_TARGET": f"127.0.0.1:{unit.grpc_port}"}
+    server = unit.start_server(**listen)
+    server.wait_for_log("listening on every address of this machine")
+    gateway = unit.start_gateway(CELLEXPORT_HTTP_LISTEN=f"0.0.0.0:{unit.http_port}", **target)
+    gateway.wait_for_log("listening on every address of this machine")
+    unit.start_exporter(**target)
+    unit.begin("mutual")
+    assert unit.wait_until_ready().state == CellExport.STATE_READY
+    assert unit.http().status == 200
+    assert (unit.snapshots / "demo" / "mutual.zip").is_file()
+
+
+@pytest.mark.parametrize("who", [None, "expired", "foreign"])
+def test_a_client_that_may_not_connect_is_refused_and_the_next_is_served(
+    shared: tuple[Unit, Pki], who: str | None
+) -> None:
+    unit, pki = shared
+    identity = getattr(pki, who) if who else None
+    with nothing_but_a_line(*unit.programs):
+        begun = time.monotonic()
+        # Not by `client`, which tries again: each try is a connection.
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            handshake(unit.grpc_port, pki.ours.context(identity), "h2")
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            first_byte(unit.http_port, pki.ours.context(identity))
+        assert time.monotonic() - begun < 1
+        assert unit.get().cell == "demo"
+        assert unit.http().status == 200
+    assert ask(unit, pki.tls(identity)) == "UNAVAILABLE"
+
+
+def handshake(port: int, context: ssl.SSLContext, protocol: str) -> str:
+    """The name in the certificate of who listens there, once the first bytes have come back."""
+    context.set_alpn_protocols([protocol])
+    with (
+        socket.create_connection(("127.0.0.1", port), 5) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        # What the server thinks of our certificate comes, in TLS 1.3, after the handshake.
+        if protocol == "h2" and not connection.recv(1):
+            raise ConnectionError
+        return common_name(connection.getpeercert())
+
+
+def first_byte(port: int, context: ssl.SSLContext) -> bytes:
+    """Of the answer to a request."""
+    with (
+        socket.create_connection(("127.0.0.1", port), 5) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        connection.sendall(b"GET /demo/__export HTTP/1.1\r\nHost: x\r\n\r\n")
+        return connection.recv(1)
+
+
+def test_whoever_speaks_another_protocol_is_told_at_once(shared: tuple[Unit, Pki]) -> None:
+    unit, pki = shared
+    context = pki.ours.context(pki.caller)
+    for port in (unit.grpc_port, unit.http_port):
+        for spoken in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x00" * 100):
+            with nothing_but_a_line(*unit.programs):
+                begun = time.monotonic()
+                assert not answer_to(port, spoken).startswith(b"HTTP")
+                assert time.monotonic() - begun < 1
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+        old.set_ciphers("DEFAULT:@SECLEVEL=0")
+        with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with nothing_but_a_line(*unit.programs), pytest.raises((ssl.SSLError, ConnectionError)):
+            handshake(port, old, "h2")
+        assert handshake(port, context, "http/1.1" if port == unit.http_port else "h2") == "server"
+    assert ask(unit, None) == "UNAVAILABLE"
+
+
+def answer_to(port: int, spoken: bytes) -> bytes:
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        try:
+            connection.sendall(spoken)
+            while more := connection.recv(4096):
+                answer += more
+        except ConnectionError:
+            pass
+    return answer
+
+
+def test_tls_to_a_plaintext_door_ends_at_once(shared_unit: Unit, pki: Pki) -> None:
+    for port in (shared_unit.grpc_port, shared_unit.http_port):
+        with nothing_but_a_line(*shared_unit.programs):
+            begun = time.monotonic()
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                handshake(port, pki.ours.context(), "h2")
+            assert time.monotonic() - begun < 1
+    begun = time.monotonic()
+    assert ask(shared_unit, pki.tls(pki.caller)) == "UNAVAILABLE"
+    assert time.monotonic() - begun < 1
+    assert shared_unit.http().status == 200
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart_and_a_bad_one_is_not(unit: Unit, pki: Pki) -> None:
+    server = over_tls(unit, pki).start_server()
+    context = pki.ours.context(pki.caller)
+    assert handshake(unit.grpc_port, context, "h2") == "server"
+    with unit.channel() as channel:
+        stub, asked = CellExportServiceStub(channel), GetCellExportRequest(cell="demo")
+        stub.GetCellExport(asked, metadata=client.bearer(TOKEN), timeout=5)
+        pki.server.certificate.write_bytes(pki.other.certificate.read_bytes())
+        # A certificate without its key: the old pair is shown, and that is told once.
+        for _ in range(3):
+            assert handshake(unit.grpc_port, context, "h2") == "server"
+        told = [line for line in server.lines() if line["level"] == "warning"]
+        assert [line["message"] for line in told] == ["what is new in the TLS files is no good: the old stays"]
+        assert "CELLEXPORT_GRPC_TLS_KEY" in told[0]["why"]
+        pki.server.replace(pki.other)
+        assert handshake(unit.grpc_port, context, "h2") == "other"
+        # The connection that was there is none the wiser.
+        stub.GetCellExport(asked, metadata=client.bearer(TOKEN), timeout=5)
+    assert "PRIVATE" not in server.log.read_text()
+
+
+def test_the_gateway_shows_a_renewed_certificate_and_no_request_fails_meanwhile(unit: Unit, pki: Pki) -> None:
+    over_tls(unit, pki).start_server()
+    gateway = unit.start_gateway()
+    context = pki.ours.context(pki.caller)
+    outcomes: Counter[str] = Counter()
+
+    def ask_all_the_while(over: threading.Event) -> None:
+        while not over.wait(0.02):
+            outcomes[status(unit)] += 1
+
+    with meanwhile(ask_all_the_while):
+        assert handshake(unit.http_port, context, "http/1.1") == "server"
+        pki.server.key.write_text("half a k")
+        gateway.wait_for_log("what is new in the TLS files is no good: the old stays")
+        assert handshake(unit.http_port, context, "http/1.1") == "server"
+        pki.server.replace(pki.other)
+        eventually(lambda: {shown(unit.http_port, context) for _ in range(9)} == {"other"})
+    assert outcomes.keys() == {"200"}
+    assert outcomes.total() > 50
+    assert gateway.process.poll() is None
+    assert "PRIVATE" not in gateway.log.read_text()
+
+
+def shown(port: int, context: ssl.SSLContext) -> str:
+    """The name in the certificate, or none where a worker that ends has closed the connection."""
+    try:
+        return handshake(port, context, "http/1.1")
+    except (ssl.SSLError, ConnectionError):
+        return ""
+
+
+def status(unit: Unit) -> str:
+    """The status of a GET; one that is closed before any answer is sent again, once, as HTTP clients do."""
+    for _ in range(2):
+        try:
+            return str(unit.http().status)
+        except (ssl.SSLError, ConnectionError, http.client.RemoteDisconnected) as error:
+            failure = repr(error)
+    return failure
+
+
+def test_a_client_presents_its_renewed_certificate_and_calls_under_way_go_on(unit: Unit, pki: Pki) -> None:
+    """The certificate of the gateway and of a waiting exporter is exchanged for one that the server takes."""
+    over_tls(unit, pki).start_server()
+    with unit.channel() as channel:
+        exporter = HandExporter(channel)
+        waiting = exporter.stub.ClaimExport.future(
+            exporter.claim_request(wait=20), metadata=exporter.metadata, timeout=25
+        )
+        # What can't be used is not used, even by new connections.
+        pki.caller.key.write_text("half a k")
+        threading.Event().wait(1.1)
+        assert exporter.claim(wait=0) is None
+        pki.caller.replace(pki.foreign)
+
+        eventually(lambda: not answered(lambda: exporter.claim(wait=0)))
+        pki.caller.replace(pki.other)
+        eventually(lambda: answered(lambda: exporter.claim(wait=0)))
+        assert not waiting.done()
+        unit.grpc_tls = pki.tls(pki.other)
+        unit.begin("waited-for")
+        assert waiting.result().claimed_export.name == "waited-for"
+
+
+def test_unix_sockets_on_both_doors(unit: Unit, tmp_path: Path) -> None:
+    inner, outer = tmp_path / "grpc.sock", tmp_path / "http.sock"
+    unit.settings |= {"CELLEXPORT_GRPC_LISTEN": f"unix:{inner}", "CELLEXPORT_HTTP_LISTEN": f"unix:{outer}"}
+    unit.start_server()
+    for _ in range(2):
+        gateway = unit.start("gateway")
+        assert eventually(lambda: get_over(outer) or None) == b'{"status":"ready"}'
+        # Who may pass through the directory may connect.
+        assert {path.stat().st_mode & 0o777 for path in (inner, outer)} == {0o666}
+        second = unit.start("gateway")
+        assert second.process.wait(10) == 2
+        assert "CELLEXPORT_HTTP_LISTEN: " in second.log.read_text()
+        gateway.kill()
+        # Its worker ends with it, and the socket that is left is no hindrance.
+        eventually(lambda: not get_over(outer))
+
+
+def get_over(path: Path) -> bytes:
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            connection.connect(str(path))
+            head = (
+                f"GET /demo/__export HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
+            )
+            connection.sendall(head.encode())
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            return response.read()
+    except OSError:
+        return b""
+
+
+READ: dict[str, Callable[[Mapping[str, str]], object]] = {
+    "server": ServerSettings.read,
+    "gateway": GatewaySettings.read,
+    "server.exporter": ExporterSettings.read,
+}
+PAIR = {"GRPC_TLS_CERT": "server.crt", "GRPC_TLS_KEY": "server.key"}
+BAD = [
+    ("server", "GRPC_TLS_CERT", {"GRPC_TLS_CERT": "nowhere", "GRPC_TLS_KEY": "server.key"}),
+    ("server", "GRPC_TLS_CERT", {"GRPC_TLS_CERT": "server.key", "GRPC_TLS_KEY": "server.key"}),
+    ("server", "GRPC_TLS_KEY", {"GRPC_TLS_CERT": "server.crt"}),
+    ("server", "GRPC_TLS_KEY", {"GRPC_TLS_CERT": "server.crt", "GRPC_TLS_KEY": "client.key"}),
+    ("server", "GRPC_TLS_KEY", {"GRPC_TLS_CERT": "server.crt", "GRPC_TLS_KEY": "server.crt"}),
+    ("server", "GRPC_TLS_CLIENT_CA", {"GRPC_TLS_CLIENT_CA": "ours.pem"}),
+    (
+        "server",
+        "GRPC_TLS_CERT",
+        {"GRPC_LISTEN": "unix:{}/s", "GRPC_TLS_CERT": "server.crt", "GRPC_TLS_KEY": "server.key"},
+    ),
+    ("server", "GRPC_LISTEN", {"GRPC_LISTEN": "unix:{}/open/s"}),
+    ("server", "GRPC_LISTEN", {"GRPC_LISTEN": "unix:{}/nowhere/s"}),
+    ("server", "CONNECTION_AGE_SECONDS", {"CONNECTION_AGE_SECONDS": "0"}),
+    ("server", "CONNECTION_GRACE_SECONDS", {"CONNECTION_GRACE_SECONDS": "long"}),
+    ("gateway", "HTTP_TLS_CERT", {"HTTP_TLS_KEY": "server.key"}),
+    ("gateway", "HTTP_LISTEN", {"HTTP_LISTEN": "unix:{}/open/s"}),
+    ("gateway", "GRPC_CA", {"GRPC_CA": "server.key"}),
+    ("gateway", "GRPC_CA", {"GRPC_CA": "ours.pem", "GRPC_TARGET": "unix:{}/s"}),
+    ("gateway", "GRPC_SERVER_NAME", {"GRPC_SERVER_NAME": "a.example"}),
+    ("server.exporter", "GRPC_CLIENT_CERT", {"GRPC_CLIENT_CERT": "client.crt"}),
+    ("server.exporter", "GRPC_CLIENT_KEY", {"GRPC_CA": "ours.pem", "GRPC_CLIENT_CERT": "client.crt"}),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "chosen"), BAD)
+def test_bad_files_and_combinations_name_their_variable(
+    shared: tuple[Unit, Pki], tmp_path: Path, module: str, name: str, chosen: dict[str, str]
+) -> None:
+    _, pki = shared
+    (tmp_path / "open").mkdir(mode=0o777)
+    (tmp_path / "open").chmod(0o777)
+    variables = {"CELLEXPORT_UNIT_DIR": str(tmp_path), "CELLEXPORT_MASTER_TOKEN": TOKEN}
+    (tmp_path / "cells").mkdir()
+    for short, value in chosen.items():
+        is_file = value.endswith((".crt", ".key", ".pem", "nowhere")) and "unix" not in value
+        path = str(pki.ours.file.parent / value) if is_file else value.format(tmp_path)
+        variables[f"CELLEXPORT_{short}"] = path
+    with pytest.raises(SettingError, match=rf"^CELLEXPORT_{name}: .+\.$") as raised:
+        READ[module](variables)
+    assert "PRIVATE" not in str(raised.value)
+
+
+def test_to_another_machine_tls_is_enough(pki: Pki) -> None:
+    remote = {"CELLEXPORT_GRPC_TARGET": "dns:///export.example:50051"}
+    with pytest.raises(SettingError, match="Set CELLEXPORT_GRPC_CA, or"):
+        client.target(Environment(remote))
+    over = Environment(remote | {"CELLEXPORT_GRPC_CA": str(pki.ours.file)})
+    assert client.target(over) == remote["CELLEXPORT_GRPC_TARGET"]
+    assert client.tls(over) == client.Tls(pki.ours.file)
+
+
+def test_what_is_read_of_files_does_not_show_the_key(pki: Pki) -> None:
+    files = PemFiles(PemFile("A", pki.server.certificate), PemFile("B", pki.server.key))
+    assert re.search("PRIVATE|b'-", repr(PemWatch(files).latest).replace(repr(files.load().chain), "")) is None
