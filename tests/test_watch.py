@@ -270,7 +270,7 @@ def test_a_store_that_was_away_for_a_moment_ends_no_watch_and_hides_no_change(un
             # Whatever is said while nobody listens.
             store.client().execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             cancelled = unit.cancel()
-            assert watch.next().cell_export == cancelled
+            assert eventually(lambda: watch.next_status().cell_export == cancelled)
 
 
 @needs("redis-server")
