@@ -1,6 +1,7 @@
 """WatchCellExport: the current status, then each change, as long as the caller may see it."""
 
 import asyncio
+import itertools
 import shutil
 import signal
 import time
@@ -201,6 +202,27 @@ def test_a_server_that_ends_sends_watches_away_and_a_watch_that_goes_on_misses_n
         CellExport.STATE_READY,
         CellExport.STATE_EXPORTING,
     ]
+
+
+@pytest.mark.fault("F28")
+def test_a_connection_that_has_become_old_takes_no_message_of_a_watch_with_it(unit: Unit) -> None:
+    unit.start_server(CELLEXPORT_CONNECTION_AGE_SECONDS="1", CELLEXPORT_CONNECTION_GRACE_SECONDS="1")
+    with following(unit) as follower, unit.channel() as channel:
+        follower.arrived.get(timeout=10)
+        unit.begin()
+        exporter = HandExporter(channel)
+        claimed = exporter.must_claim()
+        # Each connection lives for two seconds at the most, so that is more than one.
+        until = time.monotonic() + 5
+        for number in itertools.count(1):
+            exporter.report(claimed, number, number, 1_000_000)
+            if time.monotonic() > until:
+                break
+            newest = unit.get()
+            assert eventually(lambda n=newest: follower.statuses()[-1].cell_export == n)  # type: ignore[misc]
+        exporter.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_INTERNAL)
+        assert eventually(lambda: follower.statuses()[-1].cell_export.state == CellExport.STATE_READY)
+    follower.judge()
 
 
 def begun(unit: Unit) -> CellExport | None:
