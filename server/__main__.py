@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 
@@ -34,11 +35,18 @@ def main() -> None:
 def cli(context: click.Context) -> None:
     """Serve until SIGTERM or SIGINT; a second signal ends the program at once. Settings come from the environment."""
     if context.invoked_subcommand is None:
+        _allow_many_connections()
         logs.configure(Environment(os.environ), terminal=logs.is_terminal())
         asyncio.run(_serve(Settings.read(os.environ)))
 
 
 cli.add_command(token)
+
+
+def _allow_many_connections() -> None:
+    """Each takes a descriptor, and a shell's own limit is for programs that have few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _explain(error: Exception) -> int:

@@ -3,13 +3,14 @@
 import gzip
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import grpc
 import pytest
 from unit import PREFACE, TOKEN, Unit, frame, request
 
 from cellexport import client
-from cellexport.v1.cell_export_pb2 import GetCellExportRequest, GetCellExportResponse
+from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, GetCellExportResponse
 
 GET = "/cellexport.v1.CellExportService/GetCellExport"
 GOOD = ("authorization", f"Bearer {TOKEN}")
@@ -152,3 +153,11 @@ def test_two_values_are_judged_as_an_http_server_joins_them(shared_unit: Unit, c
         info = client.error_info(raised.value)
         assert info is not None
         assert info.metadata["personium_code"] == code
+
+
+def test_more_connections_than_a_shell_allows_are_served(unit: Unit) -> None:
+    unit.start_server("sh", "-c", 'ulimit -Sn 128 && exec "$@"', "sh")
+    with ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(("127.0.0.1", unit.grpc_port), 5))
+        assert unit.get().state == CellExport.STATE_READY
