@@ -1,0 +1,46 @@
+// node build/watch.js CELL: each change of a cell's status, until no export is under way.
+import { status as codes } from "@grpc/grpc-js";
+import { Backoff } from "./backoff.js";
+import { bearer, credentials, options, target } from "./connection.js";
+import { CellExportService } from "./contract.js";
+import { failure, why } from "./errors.js";
+import type { WatchCellExportResponse__Output } from "./generated/cellexport/v1/WatchCellExportResponse.js";
+import { shown } from "./shown.js";
+
+const PASSING = new Set([codes.UNAVAILABLE, codes.RESOURCE_EXHAUSTED, codes.CANCELLED, codes.INTERNAL, codes.UNKNOWN]);
+
+const cell = process.argv[2] ?? "demo";
+const service = new CellExportService(target(), credentials(), options());
+const backoff = new Backoff();
+// What to go on after: so nothing is lost, and nothing comes twice.
+let revision = "0";
+
+for (;;) {
+  try {
+    await watch();
+    break;
+  } catch (error) {
+    const failed = failure(error);
+    if (failed.reason === "REVISION_UNKNOWN") revision = "0";
+    else if (!PASSING.has(failed.code)) {
+      console.error(why(failed));
+      process.exitCode = 1;
+      break;
+    }
+    console.error(`${why(failed)}: watching again after revision ${revision}`);
+    await backoff.wait(failed.retryAfterMs);
+  }
+}
+service.close();
+
+/** One watch. It has no deadline: it ends when the export does, or with an error. */
+async function watch(): Promise<void> {
+  const request = { cell, afterRevision: revision, untilReady: true };
+  const messages = service.WatchCellExport(request, bearer("CELLEXPORT_TOKEN", "CELLEXPORT_MASTER_TOKEN"));
+  for await (const message of messages as AsyncIterable<WatchCellExportResponse__Output>) {
+    backoff.reset();
+    revision = message.revision;
+    // Without a status the message says that the last one still holds.
+    if (message.cellExport) console.log(`${revision} ${shown(message.cellExport)}`);
+  }
+}
