@@ -1,0 +1,156 @@
+// Takes exports from the server, one after the other, and sees each through to its end.
+import { randomUUID } from "node:crypto";
+import { join } from "node:path";
+import type { ClientUnaryCall } from "@grpc/grpc-js";
+import { answer, within } from "../connection.js";
+import { failure, why } from "../errors.js";
+import type { ClaimedExport__Output } from "../generated/cellexport/v1/ClaimedExport.js";
+import type { ClaimExportResponse__Output } from "../generated/cellexport/v1/ClaimExportResponse.js";
+import type { ExporterServiceClient } from "../generated/cellexport/v1/ExporterService.js";
+import type { FinishExportResponse__Output } from "../generated/cellexport/v1/FinishExportResponse.js";
+import type { SnapshotArea } from "./area.js";
+import { Ended, errno, LeaseLost, type Reason } from "./ending.js";
+import { breathe, isPassing, Lease, token } from "./lease.js";
+import { log } from "./log.js";
+import { count, type Subject, write } from "./snapshot.js";
+import { Tally } from "./tally.js";
+
+const WAIT_SECONDS = 20;
+const CALL_SECONDS = 3;
+// How long an exporter that was told to end tries to say so.
+const FAREWELL_MS = 3000;
+const INTERRUPTIONS: readonly Reason[] = ["REASON_SHUTDOWN", "REASON_CANCELLED"];
+const FULL = ["ENOSPC", "EDQUOT", "EFBIG"];
+
+export class Exporter {
+  readonly #service: ExporterServiceClient;
+  readonly #cells: string;
+  readonly #area: SnapshotArea;
+  #isStopping = false;
+  #claiming: ClientUnaryCall | null = null;
+
+  /** @param cells the directory `cells` of the unit. */
+  constructor(service: ExporterServiceClient, cells: string, area: SnapshotArea) {
+    this.#service = service;
+    this.#cells = cells;
+    this.#area = area;
+  }
+
+  /** End soon: an export that is being written is interrupted. */
+  stop(): void {
+    this.#isStopping = true;
+    this.#claiming?.cancel();
+  }
+
+  /** Do exports until told to stop, or until the server refuses the token. */
+  async run(): Promise<void> {
+    // The same claim, tried again, is given the same export.
+    let requestId = randomUUID();
+    while (!this.#isStopping) {
+      try {
+        const { claimedExport } = await this.#claim(requestId);
+        requestId = randomUUID();
+        if (claimedExport) await this.#export(claimedExport);
+      } catch (error) {
+        const failed = failure(error);
+        if (!isPassing(failed)) throw error;
+        if (!this.#isStopping) {
+          log("warning", "the server gives no work", { reason: why(failed) });
+          await breathe();
+        }
+      }
+    }
+  }
+
+  #claim(requestId: string): Promise<ClaimExportResponse__Output> {
+    const request = { requestId, wait: { seconds: WAIT_SECONDS } };
+    return answer<ClaimExportResponse__Output>((done) => {
+      this.#claiming = this.#service.ClaimExport(request, token(), within(WAIT_SECONDS + 5), done);
+    });
+  }
+
+  async #export(claimed: ClaimedExport__Output): Promise<void> {
+    const labels = { cell: claimed.cell, snapshot: claimed.name, request_key: claimed.requestKey };
+    log("info", "export begins", labels);
+    try {
+      const reason = await this.#attempt(claimed);
+      const result = resultOf(reason);
+      if (reason !== "REASON_UNSPECIFIED") await this.#note(claimed, result, reason);
+      log("info", "export ends", { ...labels, result, reason });
+      await this.#finish(claimed, result, reason);
+    } catch (error) {
+      if (!(error instanceof LeaseLost)) throw error;
+      log("error", "export given up", { ...labels, error: error.message });
+    }
+  }
+
+  /** Do an export, and return why there is no snapshot: REASON_UNSPECIFIED if there is one. */
+  async #attempt(claimed: ClaimedExport__Output): Promise<Reason> {
+    const tally = new Tally();
+    const lease = new Lease(this.#service, claimed, tally);
+    try {
+      await lease.during(this.#write(claimed, lease, tally));
+      return "REASON_UNSPECIFIED";
+    } catch (error) {
+      if (error instanceof LeaseLost) throw error;
+      if (error instanceof Ended && INTERRUPTIONS.includes(error.reason)) return error.reason;
+      log("error", "export failed", { cell: claimed.cell, error: String(error) });
+      if (error instanceof Ended) return error.reason;
+      if (FULL.includes(errno(error))) return "REASON_NO_SPACE";
+      return errno(error) ? "REASON_SNAPSHOT_UNWRITABLE" : "REASON_INTERNAL";
+    }
+  }
+
+  async #write(claimed: ClaimedExport__Output, lease: Lease, tally: Tally): Promise<void> {
+    const check = () => {
+      lease.check();
+      if (this.#isStopping) throw new Ended("REASON_SHUTDOWN");
+    };
+    const { cell, name, owner, unitUrl } = claimed;
+    const { exportId, epoch } = claimed.lease!;
+    const subject: Subject = { cell, owner, unitUrl, exportId, epoch, directory: join(this.#cells, cell) };
+    const part = await this.#area.begin(cell, name, exportId, epoch);
+    try {
+      await count(subject, tally, check);
+      await write(subject, part.file, tally, check);
+      await part.file.sync();
+      await lease.confirm(check);
+      await part.publish();
+    } finally {
+      await part.remove();
+    }
+  }
+
+  async #note(claimed: ClaimedExport__Output, result: string, reason: Reason): Promise<void> {
+    const verb = result === "RESULT_INTERRUPTED" ? "was interrupted" : "failed";
+    await this.#area.note(claimed.cell, claimed.name, verb, reason).catch((error: unknown) => {
+      log("warning", "the note of the failure can't be written", { error: String(error) });
+    });
+  }
+
+  /** Say how it ended, until the server has heard it. */
+  async #finish(claimed: ClaimedExport__Output, result: Result, reason: Reason): Promise<void> {
+    const request = { cell: claimed.cell, lease: claimed.lease, result, reason };
+    const lastTry = Date.now() + FAREWELL_MS;
+    for (;;) {
+      try {
+        await answer<FinishExportResponse__Output>((done) =>
+          this.#service.FinishExport(request, token(), within(CALL_SECONDS), done),
+        );
+        return;
+      } catch (error) {
+        const failed = failure(error);
+        if (!isPassing(failed)) return log("error", "the end was refused", { reason: why(failed) });
+        if (this.#isStopping && Date.now() > lastTry) return;
+        await breathe();
+      }
+    }
+  }
+}
+
+type Result = "RESULT_SUCCEEDED" | "RESULT_INTERRUPTED" | "RESULT_FAILED";
+
+function resultOf(reason: Reason): Result {
+  if (reason === "REASON_UNSPECIFIED") return "RESULT_SUCCEEDED";
+  return INTERRUPTIONS.includes(reason) ? "RESULT_INTERRUPTED" : "RESULT_FAILED";
+}
