@@ -11,7 +11,11 @@ BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/cellexport/v1/*.proto proto/cellexport/store/v1/*.proto)
 SERVICES := proto/cellexport/v1/cell_export.proto proto/cellexport/v1/exporter.proto
 
-.PHONY: help run test test-faults check lint bench format proto proto-check lock clean
+NODE := examples/node
+NODE_SOURCES := $(shell find $(NODE)/src -name generated -prune -o -name '*.ts' -print) \
+	$(addprefix $(NODE)/,package.json tsconfig.json google_rpc.proto)
+
+.PHONY: help run test test-faults check lint bench examples format proto proto-check lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +42,8 @@ bench: $(VENV)/.dev ## what a status costs, in CPU time, beside the least that i
 	@$(BIN)/python tests/bench.py
 	@$(BIN)/python tests/bench_tokens.py
 	@$(BIN)/python tests/bench_watch.py
+
+examples: $(NODE)/build/.made ## compile the examples in TypeScript: needs Node 18 or newer, with npm
 
 format: $(VENV)/.dev ## put Python and proto files into their standard form
 	$(BIN)/ruff check --fix --exit-zero .
@@ -68,7 +74,8 @@ lock: $(VENV)/.dev ## choose the newest versions of all dependencies, and pin th
 		--custom-compile-command 'make lock' --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
 
 clean: ## remove what make made, the demo unit included
-	rm -rf $(VENV) var dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) var dist .mypy_cache .pytest_cache .ruff_cache .hypothesis gen
+	rm -rf $(NODE)/node_modules $(NODE)/build $(NODE)/src/generated
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -85,4 +92,13 @@ $(VENV)/.run: requirements.txt pyproject.toml | $(BIN)/python
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	@echo "Installing the tools for development into $(VENV) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(NODE)/node_modules/.made: $(NODE)/package-lock.json
+	@echo "Installing into $(@D) ..."
+	@cd $(NODE) && timeout 300 npm ci --silent --prefer-offline
+	@touch $@
+
+$(NODE)/build/.made: $(NODE)/node_modules/.made $(NODE_SOURCES) $(PROTOS)
+	@rm -rf $(@D) && cd $(NODE) && npm run --silent build
 	@touch $@

@@ -1,10 +1,11 @@
 """Fixtures that start the real thing: programs as processes, on free ports, on units in temporary directories."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from unit import Unit
+from unit import ROOT, Unit
 
 
 @pytest.fixture
@@ -23,3 +24,10 @@ def shared_unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
         unit.start_server()
         unit.start_gateway()
         yield unit
+
+
+@pytest.fixture(scope="session")
+def node() -> Path:
+    """Where the compiled examples in TypeScript are. The first test to ask for them waits for their packages."""
+    subprocess.run(["make", "--silent", "examples"], cwd=ROOT, check=True, timeout=360)
+    return ROOT / "examples" / "node" / "build"

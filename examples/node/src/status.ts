@@ -11,7 +11,7 @@ const service = new CellExportService(target(), credentials(), options());
 
 try {
   const { cellExport } = await answer<GetCellExportResponse__Output>((done) =>
-    service.GetCellExport({ cell }, bearer("CELLEXPORT_TOKEN", "CELLEXPORT_MASTER_TOKEN"), within(3), done),
+    service.GetCellExport({ cell }, bearer("TOKEN"), within(3), done),
   );
   console.log(shown(cellExport));
 } catch (error) {

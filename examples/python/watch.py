@@ -1,0 +1,66 @@
+"""Ask for the status of a cell's export, then watch it until no export is under way.
+
+TOKEN=… .venv/bin/python examples/python/watch.py CELL
+"""
+
+import os
+import sys
+
+import grpc
+
+from cellexport import client, watching
+from cellexport.settings import Environment
+from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, Outcome
+from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+
+
+def main(cell: str) -> None:
+    with client.channel(client.target(Environment(os.environ))) as channel:
+        try:
+            status = get(channel, cell)
+            print(status.revision, shown(status), flush=True)
+            after = status.revision
+            for message in watching.watch(channel, cell, token, after_revision=after, until_ready=True):
+                # Without a status the message says that the last one still holds.
+                if message.HasField("cell_export"):
+                    print(message.revision, shown(message.cell_export), flush=True)
+        except grpc.RpcError as error:
+            sys.exit(explained(error))
+
+
+def get(channel: grpc.Channel, cell: str) -> CellExport:
+    """The status now. A call without a timeout may wait for ever."""
+    stub = CellExportServiceStub(channel)
+    return stub.GetCellExport(GetCellExportRequest(cell=cell), metadata=token(), timeout=3).cell_export
+
+
+def token() -> client.Metadata:
+    """What to present: asked for each time, since tokens may be exchanged meanwhile."""
+    return client.bearer(os.environ["TOKEN"])
+
+
+def shown(status: CellExport) -> str:
+    if status.state == CellExport.STATE_EXPORTING:
+        return f"exporting {status.exportation.progress_percent}% {status.exportation.name}"
+    if not status.HasField("last_outcome"):
+        return "ready"
+    outcome = status.last_outcome
+    return f"ready {Outcome.Result.Name(outcome.result)} {Outcome.Reason.Name(outcome.reason)} {outcome.name}"
+
+
+def explained(error: grpc.RpcError) -> str:
+    """Reasons are stable, and so are statuses; messages are for people, and may change."""
+    info = client.error_info(error)
+    if info is None:
+        return f"{error.code().name}: the server could not be asked."
+    match info.reason:
+        case "CELL_NOT_FOUND":
+            return f"{info.reason}: there is no such cell."
+        case "TOKEN_EXPIRED":
+            return f"{info.reason}: get another token."
+        case _:
+            return f"{info.reason} ({info.metadata['personium_code']})"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2] or ["demo"])

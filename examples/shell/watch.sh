@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Watch a cell's export over gRPC until it is ready, with nothing but buf: TOKEN=… examples/shell/watch.sh [CELL]
+#
+# buf learns the contract from the server. A watch that is cut off is not gone on with here: see the other examples.
+set -euo pipefail
+
+buf="${BUF:-$(dirname "$0")/../../.venv/bin/buf}"
+server="http://${CELLEXPORT_GRPC_TARGET:-127.0.0.1:50051}"
+
+# By standard input (`@-`), as arguments can be seen by others.
+printf 'Authorization: Bearer %s\n' "$TOKEN" |
+    "$buf" curl --protocol grpc --http2-prior-knowledge --header @- \
+        --data "{\"cell\": \"${1:-demo}\", \"untilReady\": true}" \
+        "$server/cellexport.v1.CellExportService/WatchCellExport"

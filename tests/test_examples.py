@@ -1,0 +1,244 @@
+"""The examples in other languages, run as the README says against the real programs."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+import snapshots
+from unit import ROOT, TOKEN, Unit, eventually, needs
+
+from cellexport.v1.cell_export_pb2 import Outcome
+
+PYTHON = ROOT / "examples" / "python" / "watch.py"
+SHELL = ROOT / "examples" / "shell"
+
+# Of the first test that needs them, the packages are a part.
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(params=[pytest.param("node", marks=needs("npm")), "python"])
+def caller(request: pytest.FixtureRequest) -> dict[str, list[str]]:
+    """How to ask for a status, and how to watch, in one of the languages."""
+    if request.param == "python":
+        return {"status": [sys.executable, str(PYTHON)], "watch": [sys.executable, str(PYTHON)]}
+    build = request.getfixturevalue("node")
+    return {name: ["node", str(build / f"{name}.js")] for name in ("status", "watch")}
+
+
+def variables(unit: Unit, token: str = TOKEN) -> dict[str, str]:
+    return unit.variables(TOKEN=token, URL=f"http://127.0.0.1:{unit.http_port}", CELLEXPORT_GRPC_TARGET=target(unit))
+
+
+def target(unit: Unit) -> str:
+    return f"127.0.0.1:{unit.grpc_port}"
+
+
+def run(unit: Unit, *command: str | Path, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=variables(unit, token), capture_output=True, text=True, timeout=30)
+
+
+@contextmanager
+def running(unit: Unit, output: Path, *command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that is at work as long as the context is open; what it prints and says is in `output`."""
+    with output.open("wb") as file, subprocess.Popen(command, env=variables(unit), stdout=file, stderr=file) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def node_exporter(unit: Unit, node: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with running(unit, output, "node", node / "exporter" / "main.js") as process:
+        eventually(lambda: "waiting for exports" in output.read_text())
+        yield process
+
+
+def test_a_caller_branches_on_reasons(shared_unit: Unit, caller: dict[str, list[str]]) -> None:
+    told = run(shared_unit, *caller["status"], "demo")
+    assert (told.returncode, told.stdout.split()[-1]) == (0, "ready")
+    unknown = run(shared_unit, *caller["status"], "nobody")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert unknown.stderr.startswith("CELL_NOT_FOUND: ")
+    refused = run(shared_unit, *caller["status"], "demo", token="wrong")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("TOKEN_INVALID")
+
+
+def test_a_watch_goes_on_after_a_killed_server_and_ends_when_the_cell_is_ready(
+    unit: Unit, caller: dict[str, list[str]], tmp_path: Path
+) -> None:
+    server = unit.start_server()
+    unit.begin("one")
+    output = tmp_path / "watch"
+    with running(unit, output, *caller["watch"], "demo") as watch:
+        eventually(lambda: "exporting 0% one" in output.read_text())
+        server.kill()
+        unit.start_server()
+        unit.start_exporter()
+        assert watch.wait(30) == 0
+    seen = re.findall(r"^([0-9]+) (\w+)", output.read_text(), re.MULTILINE)
+    revisions = [int(revision) for revision, _ in seen]
+    assert revisions == sorted(set(revisions)), "something was sent twice"
+    assert seen[-1][1] == "ready"
+    assert "RESULT_SUCCEEDED REASON_UNSPECIFIED one" in output.read_text()
+
+
+@needs("curl")
+def test_the_shell_script_starts_an_export_and_waits_where_it_is_told_to(unit: Unit, tmp_path: Path) -> None:
+    unit.start_gateway()
+    output = tmp_path / "export"
+    with running(unit, output, SHELL / "export.sh", "demo", "one") as script:
+        # No server yet: the gateway says when to come again.
+        eventually(lambda: re.search("PR503-SV-0002.*: again in [0-9]+ s", output.read_text()))
+        unit.start_server()
+        unit.start_exporter()
+        assert script.wait(30) == 0
+    assert re.search(r"^started$", output.read_text(), re.MULTILINE)
+    assert output.read_text().endswith('{"status":"ready"}\n')
+    again = run(unit, SHELL / "export.sh", "nobody")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "PR404-DV-0003" in again.stderr
+
+
+def test_the_shell_script_watches_without_a_copy_of_the_contract(unit: Unit) -> None:
+    unit.start_server()
+    unit.begin("one")
+    unit.start_exporter()
+    buf = Path(sys.executable).parent / "buf"
+    watched = subprocess.run(
+        [SHELL / "watch.sh", "demo"],
+        env=variables(unit) | {"BUF": str(buf)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert watched.returncode == 0, watched.stderr
+    assert '"state": "STATE_READY"' in watched.stdout
+
+
+@needs("npm")
+def test_the_exporter_in_node_makes_the_snapshot_that_the_bundled_one_makes(
+    unit: Unit, node: Path, tmp_path: Path
+) -> None:
+    webdav = unit.directory / "cells" / "demo" / "webdav"
+    (webdav / "empty").mkdir()
+    for name in ("ü.txt", "100%25.txt", "C:drive", "back\\slash", "ends. ", "tab\t", "日本.txt", "large.bin"):
+        (webdav / name).write_bytes(name.encode() * (200_000 if name == "large.bin" else 1))
+    (webdav / os.fsdecode(b"\xff\xc3.bin")).write_bytes(b"no UTF-8")
+    (webdav / "link").symlink_to("/etc/passwd")
+    (webdav / "outside").symlink_to("/etc")
+    os.mkfifo(webdav / "pipe")
+    os.utime(webdav / "ü.txt", (0, 0))
+    odata = unit.directory / "cells" / "demo" / "odata"
+    odata.mkdir()
+    (odata / "10_box.pjson").write_text("{}\n")
+    (odata / "other").touch()
+    unit.start_server()
+    with node_exporter(unit, node, tmp_path / "exporter") as process:
+        unit.begin("theirs")
+        assert unit.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
+        # A name that is taken is not taken away.
+        with pytest.raises(grpc.RpcError):
+            unit.begin("theirs")
+        process.terminate()
+        assert process.wait(10) == 0
+    unit.start_exporter()
+    unit.begin("ours")
+    unit.wait_until_ready()
+    theirs, ours = (unit.snapshots / "demo" / f"{name}.zip" for name in ("theirs", "ours"))
+    verified = run(unit, sys.executable, "-m", "server.exporter", "verify", theirs)
+    assert verified.returncode == 0, verified.stdout
+    assert ": complete: " in verified.stdout
+    assert listed(theirs) == listed(ours)
+    assert theirs.stat().st_mode & 0o777 == 0o600
+    assert {path.name for path in theirs.parent.iterdir()} == {"theirs.zip", "ours.zip"}
+
+
+def listed(path: Path) -> dict[str, dict[str, object]]:
+    """What the list of a snapshot says, but for the time when what every snapshot has was made."""
+    _, lines = snapshots.read(path)
+    return {
+        line["name"]: line if "mtime" in line and line["name"].startswith("20_") else line | {"mtime": None}
+        for line in lines
+    }
+
+
+def add_large_file(unit: Unit, size: int = 8 * 1024**3) -> None:
+    """A file that takes long to read, and no room: all of it is a hole."""
+    with (unit.directory / "cells" / "demo" / "webdav" / "large.bin").open("wb") as file:
+        file.truncate(size)
+
+
+def begun(unit: Unit) -> Path | None:
+    """The part that is being written."""
+    return next((path for path in unit.snapshots.glob("demo/one.*.part") if path.stat().st_size > 0), None)
+
+
+@needs("npm")
+@pytest.mark.parametrize("how", ["terminated", "killed", "cancelled"])
+def test_an_export_of_the_exporter_in_node_ends_with_it_and_leaves_no_zip(
+    unit: Unit, node: Path, tmp_path: Path, how: str
+) -> None:
+    add_large_file(unit)
+    unit.start_server()
+    with node_exporter(unit, node, tmp_path / "exporter") as process:
+        unit.begin("one")
+        part = eventually(lambda: begun(unit))
+        match how:
+            case "terminated":
+                process.terminate()
+                assert process.wait(10) == 0
+            case "killed":
+                process.send_signal(signal.SIGKILL)
+            case _:
+                unit.cancel()
+        outcome = unit.wait_until_ready().last_outcome
+    reasons = {
+        "terminated": Outcome.REASON_SHUTDOWN,
+        "killed": Outcome.REASON_LEASE_EXPIRED,
+        "cancelled": Outcome.REASON_CANCELLED,
+    }
+    assert (outcome.result, outcome.reason) == (Outcome.RESULT_INTERRUPTED, reasons[how])
+    assert {path.name for path in part.parent.iterdir()} == {"one.error"}
+
+
+@needs("npm")
+def test_an_exporter_in_node_that_was_given_up_on_publishes_nothing(unit: Unit, node: Path, tmp_path: Path) -> None:
+    unit.start_server()
+    output = tmp_path / "exporter"
+    add_large_file(unit)
+    with node_exporter(unit, node, output) as process:
+        unit.begin("one")
+        eventually(lambda: begun(unit))
+        process.send_signal(signal.SIGSTOP)
+        outcome = unit.wait_until_ready().last_outcome
+        process.send_signal(signal.SIGCONT)
+        eventually(lambda: "export given up" in output.read_text())
+    assert outcome.reason == Outcome.REASON_LEASE_EXPIRED
+    assert not (unit.snapshots / "demo" / "one.zip").exists()
+
+
+@needs("npm")
+def test_an_exporter_in_node_goes_on_without_the_server_and_publishes_when_it_is_heard_again(
+    unit: Unit, node: Path, tmp_path: Path
+) -> None:
+    size = 256 * 1024**2
+    add_large_file(unit, size)
+    server = unit.start_server()
+    with node_exporter(unit, node, tmp_path / "exporter"):
+        unit.begin("one")
+        part = eventually(lambda: begun(unit))
+        server.kill()
+        eventually(lambda: part.stat().st_size > size)
+        assert [path.suffix for path in part.parent.iterdir()] == [".part"]
+        unit.start_server()
+        assert unit.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
+    assert [path.suffix for path in part.parent.iterdir()] == [".zip"]
