@@ -75,10 +75,15 @@ def meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
         thread.join()
 
 
-def needs(program: str) -> pytest.MarkDecorator:
-    """Skip a test where a program is missing; in CI it has to be there."""
-    missing = shutil.which(program) is None and not os.environ.get("CI")
-    return pytest.mark.skipif(missing, reason=f"{program} is not installed (Debian: apt install {program})")
+def needs(program: str, package: str = "") -> pytest.MarkDecorator:
+    """Skip a test where a program, or a file given by its path, is missing; in CI it has to be there.
+
+    Args:
+        package: what Debian has it in, where that is called otherwise.
+    """
+    found = Path(program).exists() if "/" in program else shutil.which(program)
+    missing = not found and not os.environ.get("CI")
+    return pytest.mark.skipif(missing, reason=f"{program} is not installed (Debian: apt install {package or program})")
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a disk or to give up rights")
