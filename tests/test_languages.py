@@ -25,7 +25,7 @@ LOCAL = {
     "grpc/java": "local: grpc_java_plugin",
     "bufbuild/es": f"local: {NODE}/node_modules/.bin/protoc-gen-es",
 }
-JARS = ("protobuf", "grpc-api", "grpc-stub", "grpc-protobuf", "guava", "jsr305")
+JARS = ("protobuf", "grpc-api", "grpc-stub", "grpc-protobuf", "guava")
 
 
 def generate(language: str, directory: Path) -> Path:
@@ -69,6 +69,7 @@ def test_cpp_takes_the_contract(tmp_path: Path) -> None:
 @needs("grpc_java_plugin", "protobuf-compiler-grpc-java-plugin")
 @needs("/usr/share/java/protobuf.jar", "libprotobuf-java")
 @needs("/usr/share/java/grpc-stub.jar", "libgrpc-java")
+@needs("/usr/share/java/guava.jar", "libguava-java")
 @pytest.mark.timeout(180)
 def test_java_takes_the_contract(tmp_path: Path) -> None:
     code = generate("java", tmp_path)
