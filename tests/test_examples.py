@@ -1,5 +1,6 @@
 """The examples in other languages, run as the README says against the real programs."""
 
+import json
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from unit import ROOT, TOKEN, Unit, eventually, needs
 
 from cellexport.v1.cell_export_pb2 import Outcome
 
+NODE = ROOT / "examples" / "node"
 PYTHON = ROOT / "examples" / "python" / "watch.py"
 SHELL = ROOT / "examples" / "shell"
 
@@ -59,6 +61,15 @@ def node_exporter(unit: Unit, node: Path, output: Path) -> Iterator[subprocess.P
     with running(unit, output, "node", node / "exporter" / "main.js") as process:
         eventually(lambda: "waiting for exports" in output.read_text())
         yield process
+
+
+def test_npm_packages_are_pinned_by_hash_and_no_registry_is_named() -> None:
+    lock = json.loads((NODE / "package-lock.json").read_text())
+    packages = {name: package for name, package in lock["packages"].items() if name}
+    assert all("integrity" in package and "resolved" not in package for package in packages.values())
+    wanted = json.loads((NODE / "package.json").read_text())
+    for name, version in (wanted["dependencies"] | wanted["devDependencies"]).items():
+        assert packages[f"node_modules/{name}"]["version"] == version
 
 
 def test_a_caller_branches_on_reasons(shared_unit: Unit, caller: dict[str, list[str]]) -> None:

@@ -42,11 +42,12 @@ export function options(): grpc.ChannelOptions {
   return name ? { ...OPTIONS, "grpc.ssl_target_name_override": name, "grpc.default_authority": name } : OPTIONS;
 }
 
-/** What presents a token. Those of the mesh live for minutes, so a file is read anew for each call. */
+const latest = new Map<string, string>();
+
+/** What presents a token: the first of those variables that is set. */
 export function bearer(...names: string[]): grpc.Metadata {
   for (const name of names) {
-    const file = process.env[`${name}_FILE`];
-    const token = file ? readFileSync(file, "utf8").trimEnd() : process.env[name];
+    const token = secret(name);
     if (token) {
       const metadata = new grpc.Metadata();
       metadata.set("authorization", `Bearer ${token}`);
@@ -54,6 +55,19 @@ export function bearer(...names: string[]): grpc.Metadata {
     }
   }
   throw new Error(`${names.join(" or ")}: is not set. Set it to a token, or ${names[0]}_FILE to a file that holds one.`);
+}
+
+/** Tokens of the mesh live for minutes, so a file is read anew for each call. One that is gone leaves the last. */
+function secret(name: string): string | undefined {
+  const file = process.env[`${name}_FILE`];
+  if (!file) return process.env[name];
+  try {
+    const token = readFileSync(file, "utf8").trimEnd();
+    if (token) latest.set(name, token);
+  } catch (error) {
+    if (!latest.has(name)) throw error;
+  }
+  return latest.get(name);
 }
 
 /** When a call that may take so long has to be over. No unary call goes without. */

@@ -55,7 +55,11 @@ export class Lease {
 
   /** Report while some work is done. */
   async during<T>(work: Promise<T>): Promise<T> {
-    const beating = this.#beat();
+    const beating = this.#beat().catch((error: unknown) => {
+      // A lease that nobody renews will be lost; to know it now is better than to find out.
+      log("error", "no more reports can be made", { error: String(error) });
+      this.#isLost = true;
+    });
     try {
       return await work;
     } finally {
