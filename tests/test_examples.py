@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 import snapshots
+from certificates import Authority
 from unit import ROOT, TOKEN, Unit, eventually, needs
 
 from cellexport.v1.cell_export_pb2 import Outcome
@@ -81,6 +82,27 @@ def test_a_caller_branches_on_reasons(shared_unit: Unit, caller: dict[str, list[
     refused = run(shared_unit, *caller["status"], "demo", token="wrong")
     assert refused.returncode == 1
     assert refused.stderr.startswith("TOKEN_INVALID")
+
+
+def test_a_caller_speaks_tls_and_presents_a_certificate(
+    unit: Unit, caller: dict[str, list[str]], tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path, "authority")
+    server, client = authority.issue("server", "export.example"), authority.issue("client")
+    unit.start_server(
+        CELLEXPORT_GRPC_TLS_CERT=str(server.certificate),
+        CELLEXPORT_GRPC_TLS_KEY=str(server.key),
+        CELLEXPORT_GRPC_TLS_CLIENT_CA=str(authority.file),
+    )
+    assert run(unit, *caller["status"], "demo").returncode == 1
+    unit.settings |= {
+        "CELLEXPORT_GRPC_CA": str(authority.file),
+        "CELLEXPORT_GRPC_CLIENT_CERT": str(client.certificate),
+        "CELLEXPORT_GRPC_CLIENT_KEY": str(client.key),
+        "CELLEXPORT_GRPC_SERVER_NAME": "export.example",
+    }
+    told = run(unit, *caller["status"], "demo")
+    assert (told.returncode, told.stdout.split()[-1]) == (0, "ready"), told.stderr
 
 
 def test_a_watch_goes_on_after_a_killed_server_and_ends_when_the_cell_is_ready(

@@ -15,7 +15,8 @@ from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 
 
 def main(cell: str) -> None:
-    with client.channel(client.target(Environment(os.environ))) as channel:
+    environment = Environment(os.environ)
+    with client.channel(client.target(environment), client.tls(environment)) as channel:
         try:
             status = get(channel, cell)
             print(status.revision, shown(status), flush=True)
