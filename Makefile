@@ -9,13 +9,15 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/cellexport/v1/*.proto proto/cellexport/store/v1/*.proto)
+# The contract that must not be broken without a decision (docs/decisions.md).
+BASELINE := proto/baseline.binpb
 SERVICES := proto/cellexport/v1/cell_export.proto proto/cellexport/v1/exporter.proto
 
 NODE := examples/node
 NODE_SOURCES := $(shell find $(NODE)/src -name generated -prune -o -name '*.ts' -print) \
 	$(addprefix $(NODE)/,package.json tsconfig.json google_rpc.proto)
 
-.PHONY: help run test test-faults check lint bench examples format proto proto-check lock clean
+.PHONY: help run test test-faults check lint bench examples format proto proto-check baseline lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,11 +33,12 @@ test-faults: $(VENV)/.dev ## run the faults that take long
 
 check: lint test ## everything that must hold before a change lands
 
-lint: $(VENV)/.dev proto-check ## ruff, mypy, buf, and stubs that agree with the contract
+lint: $(VENV)/.dev proto-check ## ruff, mypy, buf, stubs that agree with the contract, and a contract that breaks nobody
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(BASELINE)
 	$(BIN)/buf format --diff --exit-code
 
 bench: $(VENV)/.dev ## what a status costs, in CPU time, beside the least that it could cost
@@ -52,6 +55,9 @@ format: $(VENV)/.dev ## put Python and proto files into their standard form
 
 proto: $(VENV)/.dev ## make the committed stubs anew
 	$(call stubs,proto)
+
+baseline: $(VENV)/.dev ## let the contract be what must not be broken from now on
+	$(BIN)/buf build --exclude-source-info -o $(BASELINE)
 
 proto-check: $(VENV)/.dev
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call stubs,"$$fresh") && \
