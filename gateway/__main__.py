@@ -10,8 +10,9 @@ from wsgiref.types import WSGIApplication
 import click
 
 from cellexport import logs
+from cellexport.address import Address
 from cellexport.metrics import MetricsServer
-from cellexport.settings import Address, Environment, SettingError
+from cellexport.settings import Environment, SettingError
 from gateway import create_app, serving
 from gateway.config import Settings
 from gateway.metrics import Metrics

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cellexport import client, tracing
+from cellexport.address import Address
 from cellexport.door import Door
-from cellexport.settings import Address, Environment, SettingError, metrics_listen
+from cellexport.settings import Environment, SettingError, metrics_listen
 from cellexport.urls import UnitUrls
 
 

@@ -16,9 +16,10 @@ from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.log import LogLevels
 from granian.server.mp import MPServer
 
+from cellexport.address import Address
 from cellexport.door import SOCKET_MODE, Door
 from cellexport.pem import Pem, PemWatch
-from cellexport.settings import Address, SettingError
+from cellexport.settings import SettingError
 
 _THREADS = 32
 # How long a request that is being served may take to end.

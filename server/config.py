@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellexport import tracing
+from cellexport.address import Address
 from cellexport.settings import (
-    Address,
     Environment,
     Secret,
     SettingError,

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from honcho.manager import Manager
 
+from cellexport.address import Address
 from cellexport.door import Door
-from cellexport.settings import Address, Environment, SettingError
+from cellexport.settings import Environment, SettingError
 from server.config import Settings
 
 _CELL = "demo"

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import grpc
 
+from cellexport.address import Address
 from cellexport.door import SOCKET_MODE, Door
 from cellexport.pem import Pem, PemFiles, PemWatch
-from cellexport.settings import Address, Environment
+from cellexport.settings import Environment
 
 # How many calls may be under way in all; another is told RESOURCE_EXHAUSTED.
 MOST_CALLS = 25_000

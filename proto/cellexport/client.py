@@ -18,9 +18,10 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from cellexport.address import is_loopback
 from cellexport.pem import Pem, PemFile, PemFiles, PemWatch
 from cellexport.renewing import RenewingChannel
-from cellexport.settings import Environment, SettingError, is_loopback, plaintext_allowed
+from cellexport.settings import Environment, SettingError, plaintext_allowed
 
 UNIT_USER = "x-personium-unit-user"
 AUTHORIZATION = "authorization"

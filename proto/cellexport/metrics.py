@@ -18,7 +18,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from cellexport.settings import Address
+from cellexport.address import Address
 
 _PATH = "/metrics"
 # Who asks has a few lines to say, and that within this time; more are not served at once.

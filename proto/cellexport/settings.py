@@ -1,15 +1,12 @@
 """Settings, read from the environment: every value is checked where it is read, and a bad one names its variable."""
 
-import errno
-import ipaddress
 import math
-import os
-import socket
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from cellexport.address import Address
 
 _SECRET_LIMIT = 4096
 _KNOWN = frozenset(
@@ -81,58 +78,6 @@ class Secret:
 
     def __repr__(self) -> str:
         return "Secret(***)"
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen: a host and a port, or a unix socket."""
-
-    host: str
-    port: int
-    path: str = ""
-
-    def __str__(self) -> str:
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def file(self) -> Path | None:
-        """The unix socket, if it is one."""
-        return Path(self.path) if self.path else None
-
-    @property
-    def is_local(self) -> bool:
-        """Whether only this machine can reach it."""
-        return bool(self.path) or is_loopback(self.host)
-
-    def probe(self) -> None:
-        """Raise OSError if the address can't be listened on, because another program does or it is not ours."""
-        if self.path:
-            self._probe_unix()
-            return
-        with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((self.host, self.port))
-
-    def _probe_unix(self) -> None:
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(self.path)
-            except (FileNotFoundError, ConnectionRefusedError):
-                # Nobody, or one who has died and left the socket behind.
-                return
-        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host's name or number means this machine. No name but `localhost` is looked up."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Environment:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
-from cellexport.settings import Secret, SettingError, is_loopback
+from cellexport.address import is_loopback
+from cellexport.settings import Secret, SettingError
 
 SCHEMES = ("redis", "rediss", "redis+sentinel")
 
