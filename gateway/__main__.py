@@ -65,7 +65,7 @@ def _serve_metrics(address: Address | None) -> Metrics | None:
         return None
     metrics = Metrics()
     try:
-        MetricsServer.open(metrics.registry, address)
+        MetricsServer.open(metrics.registry, address, shared=True)
     except OSError as error:
         # It was free at the start. To answer requests is worth more than to count them.
         _log.error("the metrics can't be served", extra={"address": str(address), "error": str(error)})

@@ -58,14 +58,17 @@ class MetricsServer:
         self._thread.start()
 
     @classmethod
-    def open(cls, registry: CollectorRegistry, address: Address) -> "MetricsServer":
+    def open(cls, registry: CollectorRegistry, address: Address, *, shared: bool = False) -> "MetricsServer":
         """Listen there.
+
+        Args:
+            shared: whether others may who say the same: a worker that takes over from another does so at once.
 
         Raises:
             OSError: if that can't be done.
         """
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        return cls(registry, socket.create_server((address.host, address.port), family=family))
+        return cls(registry, socket.create_server((address.host, address.port), family=family, reuse_port=shared))
 
     def close(self) -> None:
         """Stop answering."""
