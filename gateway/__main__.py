@@ -55,7 +55,9 @@ def worker_app() -> WSGIApplication:
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
     logs.capture()
-    settings = Settings.read(os.environ)
+    # The files were good when the program started. While they are exchanged they may not be, and a worker that failed
+    # by that would take the door with it.
+    settings = Settings.read(os.environ, check_files=False)
     return create_app(settings, _serve_metrics(settings.metrics))
 
 

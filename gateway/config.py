@@ -24,10 +24,17 @@ class Settings:
     traces: bool
 
     @classmethod
-    def read(cls, variables: Mapping[str, str]) -> "Settings":
-        """Read the settings from an environment. Raises `SettingError` for a bad value."""
+    def read(cls, variables: Mapping[str, str], *, check_files: bool = True) -> "Settings":
+        """Read the settings from an environment.
+
+        Args:
+            check_files: whether TLS files that are no good are a bad value.
+
+        Raises:
+            SettingError: for a bad value.
+        """
         environment = Environment(variables)
-        door = Door.read(environment, "HTTP", "127.0.0.1:8080")
+        door = Door.read(environment, "HTTP", "127.0.0.1:8080", check_files=check_files)
         listen = door.address
         if not (listen.path or listen.port):
             raise SettingError("CELLEXPORT_HTTP_LISTEN: must be host:port, like 127.0.0.1:8080.")
@@ -41,7 +48,7 @@ class Settings:
         return cls(
             urls=UnitUrls.read(environment),
             target=client.target(environment),
-            tls=client.tls(environment),
+            tls=client.tls(environment, check_files=check_files),
             door=door,
             personium_version=version,
             x_override=environment.choice("CELLEXPORT_X_OVERRIDE", "on", "off") == "on",

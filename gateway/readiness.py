@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from cellexport import client
+from cellexport.settings import SettingError
 
 _DEADLINE_SECONDS = 0.9
 _FRESH_SECONDS = 1.0
@@ -59,8 +60,12 @@ class Readiness:
             self._asking.release()
 
     def _ask(self) -> bool:
-        if self._lazy_channel is None:
-            self._lazy_channel = client.channel(self._target, self._tls, service_config=_SERVICE_CONFIG)
+        try:
+            if self._lazy_channel is None:
+                self._lazy_channel = client.channel(self._target, self._tls, service_config=_SERVICE_CONFIG)
+        except SettingError:
+            # Its TLS files are being exchanged, or no good.
+            return False
         check = self._lazy_channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=HealthCheckRequest.SerializeToString,

@@ -23,7 +23,8 @@ Count = Callable[[str, grpc.StatusCode], None]
 
 
 class Upstream:
-    """The server, as the facade sees it. Every method raises `grpc.RpcError`.
+    """The server, as the facade sees it. Every method raises `grpc.RpcError`, and `SettingError` as long as there is no
+    channel yet and its TLS files are no good.
 
     Args:
         target: the server's gRPC name.

@@ -9,6 +9,7 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from cellexport import client, request_key
+from cellexport.settings import SettingError
 from gateway import errors, forwarding, overrides, render
 from gateway.body import Bodies
 from gateway.config import Settings
@@ -44,6 +45,7 @@ def register(app: Flask, settings: Settings, upstream: Upstream, readiness: Read
         app.add_url_rule(path, path, probe, methods=["GET"], provide_automatic_options=False)
     app.register_error_handler(ApiError, views.refuse)
     app.register_error_handler(grpc.RpcError, views.refuse_call)
+    app.register_error_handler(SettingError, views.refuse_for_now)
     app.register_error_handler(HTTPException, views.refuse_http)
     app.register_error_handler(Exception, views.refuse_unexpected)
 
@@ -138,6 +140,11 @@ class _Views:
         if known.problem.status >= 500:
             _log.warning("the call failed", extra={"code": known.problem.code, "request_key": g.request_key})
         return self._answer(known)
+
+    def refuse_for_now(self, error: SettingError) -> Response:
+        """There is no channel to the server yet, and the TLS files that it needs are no good."""
+        _log.warning("the server can't be called", extra={"why": str(error), "request_key": g.request_key})
+        return self._answer(ApiError(errors.SERVER_AWAY))
 
     def refuse_http(self, error: HTTPException) -> Response:
         if isinstance(error, NotFound):

@@ -1,7 +1,9 @@
 """TLS on both doors and both hops: who gets in, who doesn't, and certificates that change."""
 
 import http.client
+import os
 import re
+import signal
 import socket
 import ssl
 import threading
@@ -281,6 +283,32 @@ def test_the_gateway_shows_a_renewed_certificate_and_no_request_fails_meanwhile(
     assert outcomes.total() > 50
     assert gateway.process.poll() is None
     assert "PRIVATE" not in gateway.log.read_text()
+
+
+def test_a_worker_that_starts_while_files_are_exchanged_takes_no_door_with_it(unit: Unit, pki: Pki) -> None:
+    over_tls(unit, pki).start_server()
+    gateway = unit.start_gateway()
+    assert status(unit) == "200"
+    good = {identity.certificate: identity.certificate.read_bytes() for identity in (pki.server, pki.caller)}
+    for file in good:
+        file.write_text("half a c")
+    unit.http_tls = pki.ours.context(pki.other)
+    gateway.wait_for_log("what is new in the TLS files is no good: the old stays")
+    worker = next(child for child in children(gateway) if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text())
+    os.kill(worker, signal.SIGKILL)
+    # The certificate for callers is the old one; there is no old channel to the server, and none that is new.
+    assert eventually(lambda: status(unit) == "503")
+    assert unit.http(path="/livez").status == 200
+    assert unit.http(path="/readyz").status == 503
+    for file, content in good.items():
+        file.write_bytes(content)
+    assert eventually(lambda: status(unit) == "200")
+    assert gateway.process.poll() is None
+
+
+def children(program: Program) -> list[int]:
+    pid = program.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def shown(port: int, context: ssl.SSLContext) -> str:

@@ -75,8 +75,11 @@ class Tls:
         )
 
 
-def tls(environment: Environment) -> Tls | None:
+def tls(environment: Environment, *, check_files: bool = True) -> Tls | None:
     """TLS to the server (`CELLEXPORT_GRPC_CA` and its kin), or None for plaintext.
+
+    Args:
+        check_files: whether files that are no good are a bad value.
 
     Raises:
         SettingError: if a file is no good, or is of no use.
@@ -92,7 +95,8 @@ def tls(environment: Environment) -> Tls | None:
     if not (server_name.isascii() and server_name.isprintable()) or " " in server_name:
         raise SettingError(f"{_NAME}: must be a host's name, like export.example.")
     chosen = Tls(ca.path, certificate.path if certificate else None, key.path if key else None, server_name)
-    chosen.files().load()
+    if check_files:
+        chosen.files().load()
     return chosen
 
 

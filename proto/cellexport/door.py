@@ -26,8 +26,13 @@ class Door:
     tls: PemFiles | None
 
     @classmethod
-    def read(cls, environment: Environment, kind: Literal["GRPC", "HTTP"], default: str) -> "Door":
+    def read(
+        cls, environment: Environment, kind: Literal["GRPC", "HTTP"], default: str, *, check_files: bool = True
+    ) -> "Door":
         """Read `CELLEXPORT_{kind}_LISTEN` and the TLS settings that go with it.
+
+        Args:
+            check_files: whether TLS files that are no good are a bad value.
 
         Raises:
             SettingError: for a bad value, for plaintext that other machines could reach unless
@@ -37,6 +42,8 @@ class Door:
         address = environment.listen(name, default)
         allowed = plaintext_allowed(environment)
         tls = _tls(environment, kind)
+        if tls and check_files:
+            tls.load()
         if address.path:
             if tls:
                 raise SettingError(
@@ -76,10 +83,7 @@ def _tls(environment: Environment, kind: str) -> PemFiles | None:
     files.require_pair(chain, key)
     if files.authorities and not files.chain:
         raise SettingError(f"{authorities}: is set, but {chain} is not: without TLS no client shows a certificate.")
-    if not files.chain:
-        return None
-    files.load()
-    return files
+    return files if files.chain else None
 
 
 def _require_own_directory(name: str, directory: Path) -> None:
