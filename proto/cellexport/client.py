@@ -9,6 +9,7 @@ For Python callers too:
 To another machine: `client.channel("export.example:50051", client.Tls(ca=Path("ca.pem")))`.
 """
 
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -119,12 +120,27 @@ def target(environment: Environment) -> str:
             f"CELLEXPORT_GRPC_TARGET: {name} is another machine, and the call would be plaintext. "
             f"Set {_CA}, or CELLEXPORT_PLAINTEXT=allow if the network itself protects it."
         )
+    if name.startswith("unix:"):
+        _require_closed_directory(Path(name.removeprefix("unix:")).parent)
     return name
+
+
+def _require_closed_directory(directory: Path) -> None:
+    """Who puts a socket of his own there would be given tokens. Whose directory it is, its server has looked at."""
+    if directory.is_dir() and directory.stat().st_mode & stat.S_IWOTH:
+        raise SettingError(
+            f"CELLEXPORT_GRPC_TARGET: anybody may write to {directory}, and so put a socket of his own there. "
+            "Let the server listen in a directory of its user's."
+        )
 
 
 def _is_local(name: str) -> bool:
     if name.startswith(("unix:", "unix-abstract:")):
         return True
+    scheme, separator, rest = name.partition("://")
+    if set(name) & set("?#%") or (separator and (scheme not in ("dns", "ipv4", "ipv6") or rest[:1] != "/")):
+        # Where such a name leads to, its scheme, a name server or grpc's own reading of it decides.
+        return False
     authority = name.rpartition("/")[2] if "://" in name else name.partition(":")[2] if name[:4] == "dns:" else name
     scheme, _, rest = authority.partition(":")
     if scheme in ("ipv4", "ipv6", "dns"):
