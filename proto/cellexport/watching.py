@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
-from cellexport.client import Metadata, retry_seconds
+from cellexport.client import Metadata, error_info, retry_seconds
 from cellexport.v1.cell_export_pb2 import WatchCellExportRequest, WatchCellExportResponse
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 
@@ -47,21 +47,27 @@ def watch(
     stub, failures = CellExportServiceStub(channel), 0
     while not over.is_set():
         request = WatchCellExportRequest(cell=cell, after_revision=after_revision, until_ready=until_ready)
-        call = stub.WatchCellExport(request, metadata=metadata())
+        call, heard = stub.WatchCellExport(request, metadata=metadata()), False
         try:
             for message in call:
-                failures, after_revision = 0, message.revision
+                heard, failures, after_revision = True, 0, message.revision
                 yield message
                 if over.is_set():
                     return
             return
         except grpc.RpcError as error:
-            if error.code() not in _PASSING:
+            # A token that was good until now may be exchanged; one that was never good, or isn't exchanged, ends it.
+            if error.code() not in _PASSING and not (heard and _is_expiry(error)):
                 raise
             failures += 1
             over.wait(_pause(failures, error))
         finally:
             call.cancel()
+
+
+def _is_expiry(error: grpc.RpcError) -> bool:
+    info = error_info(error)
+    return info is not None and info.reason == "TOKEN_EXPIRED"
 
 
 def _pause(failures: int, error: grpc.RpcError) -> float:
