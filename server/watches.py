@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from server.errors import Refusal, Refused
 from server.model import CellRecord
 from server.records import Records
+from server.turns import Turns
 
 # How many watches are woken before others have their turn.
 _WOKEN_AT_A_TIME = 50
 # How many cells are read at a time, so that other calls to the store have their share.
 _READ_AT_A_TIME = 8
+# As long as any other call may take.
+_PATIENCE_SECONDS = 10.0
 # How often a store that was away is asked whether it is back.
 _RECOVERY_SECONDS = 0.5
 # What the store said so long ago need not be asked again, only to say that nothing has changed.
@@ -41,12 +44,15 @@ class Watches:
 
     Args:
         keepalive_seconds: how long at the most nothing is heard of a cell that doesn't change.
+        patience_seconds: how long a cell may wait for its turn to be read.
     """
 
-    def __init__(self, records: Records, *, keepalive_seconds: float) -> None:
+    def __init__(
+        self, records: Records, *, keepalive_seconds: float, patience_seconds: float = _PATIENCE_SECONDS
+    ) -> None:
         self._records = records
         self._keepalive_seconds = keepalive_seconds
-        self._reading = asyncio.Semaphore(_READ_AT_A_TIME)
+        self._turns = Turns(at_a_time=_READ_AT_A_TIME, patience_seconds=patience_seconds)
         self._topics: dict[str, _Topic] = {}
         # Those whose store doesn't answer.
         self._blind: set[_Topic] = set()
@@ -99,7 +105,7 @@ class Watches:
     def _join(self, cell: str) -> "_Topic":
         topic = self._topics.get(cell)
         if topic is None:
-            topic = self._topics[cell] = _Topic(cell, self._records, self._reading, self._on_blind)
+            topic = self._topics[cell] = _Topic(cell, self._records, self._turns, self._on_blind)
         topic.users += 1
         return topic
 
@@ -124,6 +130,10 @@ class Watches:
                 in_doubt = await self._records.doubt()
             except Refused:
                 continue
+            except Exception:
+                # Whatever it was: those who wait would wait for ever.
+                _log.exception("unexpected error")
+                continue
             if in_doubt is None:
                 blind, self._blind = self._blind, set()
                 for topic in blind:
@@ -134,14 +144,12 @@ class Watches:
 class _Topic:
     """The newest record of one cell, for all who watch it."""
 
-    def __init__(
-        self, cell: str, records: Records, reading: asyncio.Semaphore, on_blind: Callable[["_Topic"], None]
-    ) -> None:
+    def __init__(self, cell: str, records: Records, turns: Turns, on_blind: Callable[["_Topic"], None]) -> None:
         self.newest = CellRecord(cell=cell)
         self.users = 0
         self._cell = cell
         self._records = records
-        self._reading = reading
+        self._turns = turns
         self._on_blind = on_blind
         self._refused: Refused | None = None
         # When the last look began, on a clock that does not jump.
@@ -190,9 +198,7 @@ class _Topic:
     async def _keep_looking(self) -> None:
         """Look at each change."""
         while True:
-            async with self._reading:
-                self._again.clear()
-                began, found = time.monotonic(), await self._read()
+            began, found = await self._read()
             # Both at once, and only now: until then the last look is the one that counts.
             self._looked_at, self._refused = began, found if isinstance(found, Refused) else None
             looked, self._looked = self._looked, asyncio.Event()
@@ -204,15 +210,20 @@ class _Topic:
                 await self.wake()
             await self._again.wait()
 
-    async def _read(self) -> CellRecord | Refused:
+    async def _read(self) -> tuple[float, CellRecord | Refused]:
+        """The record, and as of when it is known."""
+        began = None
         try:
-            return await self._records.read(self._cell)
+            async with self._turns.one():
+                self._again.clear()
+                began = time.monotonic()
+                return began, await self._records.read(self._cell)
         except Refused as refused:
-            return refused
+            return began or time.monotonic(), refused
         except Exception:
             # Whatever it was: who watches must not wait for ever.
             _log.exception("unexpected error", extra={"cell": self._cell})
-            return Refused(Refusal.UNEXPECTED)
+            return began or time.monotonic(), Refused(Refusal.UNEXPECTED)
 
 
 def _resolve(waiter: asyncio.Future[bool], result: bool) -> None:

@@ -7,22 +7,27 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 
 import grpc
 import pytest
-from redis_server import running
+from redis_server import RedisServer, running
 from tokens import ACCESS_FILE, SECRET, resident
 from unit import TOKEN, HandExporter, Unit, eventually, free_port, needs, refused
 from watchers import Watch, following
 
-from cellexport import client
+from cellexport import client, watching
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome, WatchCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from server.auth import Identity
-from server.errors import Refused
+from server.errors import Refusal, Refused
 from server.limits import StreamLimit
 from server.model import Caller
+from server.records import Records, now_ms
+from server.stores.redis import RedisStore
+from server.stores.redis_place import RedisPlace
+from server.watches import Watches
 
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=needs("redis-server"))])
@@ -123,6 +128,23 @@ def test_a_watch_ends_with_its_callers_token(unit: Unit) -> None:
         watch = Watch(channel, token=resident(lifespan="2000"))
         assert watch.next().cell_export.state == CellExport.STATE_READY
         assert reason(watch) == ("UNAUTHENTICATED", "TOKEN_EXPIRED")
+
+
+def test_a_watch_that_goes_on_outlives_tokens_that_are_exchanged_and_no_other(unit: Unit) -> None:
+    (unit.directory / "cells/demo/cell.toml").write_text(ACCESS_FILE)
+    unit.start_server(CELLEXPORT_UNIT_SECRET=SECRET, CELLEXPORT_WATCH_KEEPALIVE_SECONDS="1")
+    tokens = iter([resident(lifespan="2000"), resident(), resident(lifespan="1")])
+    with unit.channel() as channel:
+        messages = watching.watch(channel, "demo", lambda: client.bearer(next(tokens)))
+        revision = next(messages).revision
+        # Until the first has expired, and the second was asked for.
+        while len(list(copy(tokens))) > 1:
+            message = next(messages)
+            assert (message.HasField("cell_export"), message.revision) == (False, revision)
+        messages = watching.watch(channel, "demo", lambda: client.bearer(next(tokens)))
+        with pytest.raises(grpc.RpcError) as raised:
+            next(messages)
+        assert refused(raised) == ("UNAUTHENTICATED", "TOKEN_EXPIRED")
 
 
 def test_nothing_is_sent_to_a_caller_whose_rights_were_taken_away(unit: Unit) -> None:
@@ -307,6 +329,24 @@ def test_that_nothing_has_changed_is_said_only_when_the_store_says_so(unit: Unit
             with store.paused():
                 assert reason(watch) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
                 assert reason(Watch(channel)) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
+
+
+@needs("redis-server")
+@pytest.mark.fault("F31")
+def test_however_many_cells_are_watched_a_store_that_hangs_is_told_in_time(tmp_path: Path) -> None:
+    async def main(store: RedisServer) -> None:
+        redis = await RedisStore.open(RedisPlace.parse("CELLEXPORT_STORE", store.url), now_ms)
+        watches = Watches(Records(redis), keepalive_seconds=30, patience_seconds=1)
+        with store.paused() as began:
+            firsts = [anext(watches.watch(f"cell{number}", 0, until_ready=False)) for number in range(100)]
+            refusals = await asyncio.gather(*firsts, return_exceptions=True)
+            # Eight at a time, each for a second, they would take 13.
+            assert time.monotonic() - began < 6
+        assert {getattr(refusal, "refusal", None) for refusal in refusals} == {Refusal.STORE_UNAVAILABLE}
+        await redis.close()
+
+    with running(tmp_path / "redis") as store:
+        asyncio.run(main(store))
 
 
 # How many.
