@@ -29,6 +29,8 @@ from server.limits import StreamLimit
 
 # How many cells of one call are looked at at a time.
 _AT_A_TIME = 25
+# How many such calls are answered at a time: a thousand at once would leave no other call its turn.
+_BATCHES_AT_A_TIME = 2
 
 _T = TypeVar("_T")
 
@@ -80,6 +82,7 @@ class Guard:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._undecodable_at = float("-inf")
+        self._batches = asyncio.Semaphore(_BATCHES_AT_A_TIME)
 
     def handlers(self, service: ServiceDescriptor, rules: Mapping[str, AnyRule]) -> grpc.GenericRpcHandler:
         """The service for grpc to serve.
@@ -158,9 +161,10 @@ class Guard:
 
         async def all_of_them() -> Message:
             entries: list[tuple[str, Message | Refused]] = []
-            for start in range(0, len(cells), _AT_A_TIME):
-                entries += await asyncio.gather(*map(one, cells[start : start + _AT_A_TIME]))
-            return rule.answer(entries)
+            async with self._batches:
+                for start in range(0, len(cells), _AT_A_TIME):
+                    entries += await asyncio.gather(*map(one, cells[start : start + _AT_A_TIME]))
+                return rule.answer(entries)
 
         return await _within(rule.most_seconds, math.inf, all_of_them())
 

@@ -1,5 +1,6 @@
 """BatchGetCellExports: the status of many cells in one call, each with an outcome of its own."""
 
+import asyncio
 from collections.abc import Sequence
 
 import grpc
@@ -8,7 +9,7 @@ from tokens import ACCESS_FILE, SECRET, resident
 from unit import TOKEN, Unit, eventually, refused
 
 from cellexport.client import bearer
-from cellexport.v1.cell_export_pb2 import BatchGetCellExportsRequest, CellExportEntry
+from cellexport.v1.cell_export_pb2 import BatchGetCellExportsRequest, CellExportEntry, GetCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 
 
@@ -91,3 +92,22 @@ def test_a_store_that_is_away_is_told_for_each_and_may_be_asked_again(unit: Unit
         return entries if outcomes(entries) == ["STORE_UNAVAILABLE"] * 2 else None
 
     assert all(entry.refusal.retryable for entry in eventually(look))
+
+
+@pytest.mark.fault("F25")
+def test_a_flood_of_batches_leaves_other_calls_their_turn(unit: Unit) -> None:
+    unit.start_server()
+    request = BatchGetCellExportsRequest(cells=["demo"] * 250)
+
+    async def main() -> None:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{unit.grpc_port}") as channel:
+            stub, metadata = CellExportServiceStub(channel), bearer(TOKEN)
+            flood = {asyncio.ensure_future(stub.BatchGetCellExports(request, metadata=metadata)) for _ in range(200)}
+            await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
+            await stub.GetCellExport(GetCellExportRequest(cell="demo"), metadata=metadata, timeout=10)
+            answered = sum(call.done() for call in flood)
+            assert 0 < answered < 100, answered
+            for call in flood:
+                call.cancel()
+
+    asyncio.run(main())
