@@ -16,8 +16,10 @@ _DEADLINE_SECONDS = 0.9
 _FRESH_SECONDS = 1.0
 # What is known longer than that is waited to be known anew, instead of told while somebody else asks.
 _STALE_SECONDS = 3.0
-# Of several servers, one that is SERVING is asked.
-_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}})
+_TURNS: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
+# Of several servers, one that is SERVING is asked. To know which that is takes a watch of health at each of them; there
+# are only so many watches, and anybody may have them. So where that channel knows of none, servers are asked in turn.
+_SERVICE_CONFIGS = (json.dumps(_TURNS | {"healthCheckConfig": {"serviceName": ""}}), json.dumps(_TURNS))
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class Readiness:
         self._asking = threading.Lock()
         self._known = _Known(float("-inf"), ready=False)
         # Made with the first question: a channel does not survive the fork of a pre-forking server.
-        self._lazy_channel: grpc.Channel | None = None
+        self._lazy_channels: tuple[grpc.Channel, ...] = ()
 
     def known(self) -> bool:
         """Whether a server says in time that it is SERVING."""
@@ -61,18 +63,24 @@ class Readiness:
 
     def _ask(self) -> bool:
         try:
-            if self._lazy_channel is None:
-                self._lazy_channel = client.channel(self._target, self._tls, service_config=_SERVICE_CONFIG)
+            self._lazy_channels = self._lazy_channels or tuple(
+                client.channel(self._target, self._tls, service_config=config) for config in _SERVICE_CONFIGS
+            )
         except SettingError:
             # Its TLS files are being exchanged, or no good.
             return False
-        check = self._lazy_channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=HealthCheckRequest.SerializeToString,
-            response_deserializer=HealthCheckResponse.FromString,
-        )
-        try:
-            answer: HealthCheckResponse = check(HealthCheckRequest(), timeout=_DEADLINE_SECONDS)
-        except grpc.RpcError:
-            return False
-        return answer.status == HealthCheckResponse.SERVING
+        until = time.monotonic() + _DEADLINE_SECONDS
+        return any(_says_serving(channel, until) for channel in self._lazy_channels)
+
+
+def _says_serving(channel: grpc.Channel, until: float) -> bool:
+    check = channel.unary_unary(
+        "/grpc.health.v1.Health/Check",
+        request_serializer=HealthCheckRequest.SerializeToString,
+        response_deserializer=HealthCheckResponse.FromString,
+    )
+    try:
+        answer: HealthCheckResponse = check(HealthCheckRequest(), timeout=until - time.monotonic())
+    except grpc.RpcError:
+        return False
+    return answer.status == HealthCheckResponse.SERVING

@@ -1,5 +1,6 @@
 """Health, reflection and probes: what orchestrators and tools ask, without a token."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -358,3 +359,22 @@ def test_a_gateway_is_alive_whatever_the_server_does_and_ready_when_it_serves(un
     lines = [line["message"] for line in gateway.lines()]
     assert [line for line in lines if "ready" in line] == ["ready", "not ready: no server is SERVING", "ready"]
     assert "refused" not in lines
+
+
+def test_a_gateway_is_ready_though_others_have_all_the_watches_of_health(unit: Unit) -> None:
+    unit.start_server()
+
+    async def main() -> None:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{unit.grpc_port}") as channel:
+            method: grpc.aio.UnaryStreamMultiCallable[Message, HealthCheckResponse] = channel.unary_stream(
+                "/grpc.health.v1.Health/Watch",
+                request_serializer=HealthCheckRequest.SerializeToString,
+                response_deserializer=HealthCheckResponse.FromString,
+            )
+            watches = [method(HealthCheckRequest()) for _ in range(1000)]
+            await asyncio.gather(*(watch.read() for watch in watches))
+            assert await method(HealthCheckRequest()).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            await asyncio.to_thread(unit.start_gateway)
+            await asyncio.to_thread(eventually, lambda: ready(unit), within=3)
+
+    asyncio.run(main())
