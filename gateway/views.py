@@ -21,6 +21,8 @@ METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 _METHODS = ", ".join(METHODS)
 _PROBES = ("/livez", "/readyz")
 _WANTED_LIMIT = 1024
+# Of what gRPC says in the log, why a call failed: an address, or a name that a certificate lacks.
+_DETAILS_LIMIT = 400
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEADER_NAMES = re.compile(rf"{_NAME}(?:[ \t]*,[ \t]*{_NAME})*")
 _EXPOSED = (
@@ -138,7 +140,8 @@ class _Views:
         if known is None:
             return self.refuse_unexpected(error)
         if known.problem.status >= 500:
-            _log.warning("the call failed", extra={"code": known.problem.code, "request_key": g.request_key})
+            details = {"status": error.code().name, "details": (error.details() or "")[:_DETAILS_LIMIT]}
+            _log.warning("the call failed", extra={"code": known.problem.code, "request_key": g.request_key} | details)
         return self._answer(known)
 
     def refuse_for_now(self, error: SettingError) -> Response:

@@ -17,7 +17,7 @@ from pathlib import Path
 import grpc
 import pytest
 from certificates import Authority, Identity, common_name
-from unit import TOKEN, HandExporter, Program, Unit, answered, eventually, meanwhile
+from unit import TOKEN, HandExporter, Program, Unit, accepts, answered, eventually, free_port, meanwhile
 
 from cellexport import client
 from cellexport.pem import PemFile, PemFiles, PemWatch
@@ -264,7 +264,8 @@ def test_a_renewed_certificate_is_shown_without_a_restart_and_a_bad_one_is_not(u
 
 def test_the_gateway_shows_a_renewed_certificate_and_no_request_fails_meanwhile(unit: Unit, pki: Pki) -> None:
     over_tls(unit, pki).start_server()
-    gateway = unit.start_gateway()
+    metrics = free_port()
+    gateway = unit.start_gateway(CELLEXPORT_HTTP_METRICS_LISTEN=f"127.0.0.1:{metrics}")
     context = pki.ours.context(pki.caller)
     outcomes: Counter[str] = Counter()
 
@@ -282,6 +283,7 @@ def test_the_gateway_shows_a_renewed_certificate_and_no_request_fails_meanwhile(
     assert outcomes.keys() == {"200"}
     assert outcomes.total() > 50
     assert gateway.process.poll() is None
+    assert accepts(metrics)
     assert "PRIVATE" not in gateway.log.read_text()
 
 
@@ -416,6 +418,7 @@ BAD = [
     ("gateway", "GRPC_TARGET", {"GRPC_TARGET": "dns://export.example/localhost:50051"}),
     ("gateway", "GRPC_TARGET", {"GRPC_TARGET": "xds:///localhost:50051"}),
     ("gateway", "GRPC_SERVER_NAME", {"GRPC_SERVER_NAME": "a.example"}),
+    ("gateway", "GRPC_SERVER_NAME", {"GRPC_CA": "ours.pem", "GRPC_TARGET": "ipv4:127.0.0.1:1,127.0.0.1:2"}),
     ("server.exporter", "GRPC_CLIENT_CERT", {"GRPC_CLIENT_CERT": "client.crt"}),
     ("server.exporter", "GRPC_CLIENT_KEY", {"GRPC_CA": "ours.pem", "GRPC_CLIENT_CERT": "client.crt"}),
 ]
@@ -437,6 +440,13 @@ def test_bad_files_and_combinations_name_their_variable(
     with pytest.raises(SettingError, match=rf"^CELLEXPORT_{name}: .+\.$") as raised:
         READ[module](variables)
     assert "PRIVATE" not in str(raised.value)
+
+
+def test_why_a_server_is_not_reached_is_in_the_gateways_log(unit: Unit, pki: Pki) -> None:
+    over_tls(unit, pki).start_server()
+    gateway = unit.start_gateway(CELLEXPORT_GRPC_SERVER_NAME="somebody.else")
+    assert status(unit) == "503"
+    assert "Hostname Verification" in gateway.wait_for_log("the call failed")["details"]
 
 
 def test_to_another_machine_tls_is_enough(pki: Pki) -> None:
