@@ -283,7 +283,9 @@ def test_the_gateway_shows_a_renewed_certificate_and_no_request_fails_meanwhile(
     assert outcomes.keys() == {"200"}
     assert outcomes.total() > 50
     assert gateway.process.poll() is None
+    # The new worker has taken over the metrics too, while the old one still showed its own.
     assert accepts(metrics)
+    assert "the metrics can't be served" not in gateway.log.read_text()
     assert "PRIVATE" not in gateway.log.read_text()
 
 
