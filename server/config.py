@@ -59,7 +59,7 @@ class Settings:
             queue_seconds=environment.seconds("CELLEXPORT_QUEUE_SECONDS", 3600, minimum=1, maximum=7 * 86400),
             queue_limit=int(environment.number("CELLEXPORT_QUEUE_LIMIT", 1000, minimum=1, maximum=10_000)),
             watch_keepalive_seconds=environment.seconds(
-                "CELLEXPORT_WATCH_KEEPALIVE_SECONDS", 30, minimum=1, maximum=3600
+                "CELLEXPORT_WATCH_KEEPALIVE_SECONDS", 45, minimum=1, maximum=3600
             ),
             drain_seconds=environment.seconds("CELLEXPORT_DRAIN_SECONDS", 0, minimum=0, maximum=600),
             reflection=environment.choice("CELLEXPORT_REFLECTION", "on", "off") == "on",

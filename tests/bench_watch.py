@@ -31,7 +31,8 @@ def _idle(unit: Unit) -> None:
         opened = _seconds_until_open(watches, WATCHES)
         each = (memory(server) - before) / WATCHES / 1024
         with_them = p99(latencies(unit, CALLS))
-        busy = _busy(server, 10)
+        # Long enough for each to have said that nothing has changed.
+        busy = _busy(server, 50)
     print(f"{WATCHES} idle watches: opened in {opened:.1f} s, {each:.1f} KB each, {busy:.1%} of a processor")
     print(f"GetCellExport p99: {without:.2f} ms without them, {with_them:.2f} ms with: {with_them / without:.2f}")
 
