@@ -15,8 +15,6 @@ from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 _DEADLINE_SECONDS = 2.5
 # A call at once after a connection broke may be sent on the same, which has not found out yet.
 _PAUSE_SECONDS = 0.05
-# A server that is ending says CANCELLED to calls that reach it just then, and has not begun them.
-_BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 Count = Callable[[str, grpc.StatusCode], None]
@@ -50,7 +48,7 @@ class Upstream:
         try:
             return self._get(cell, metadata, _DEADLINE_SECONDS)
         except grpc.RpcError as error:
-            if error.code() not in _BROKEN or client.error_info(error) is not None:
+            if not client.was_cut(error):
                 raise
             self._pause.wait(_PAUSE_SECONDS)
             return self._get(cell, metadata, until - time.monotonic())

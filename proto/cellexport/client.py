@@ -49,6 +49,9 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 
+# A server that is ending says CANCELLED to calls that reach it just then, and has not begun them.
+_CUT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL})
+
 _CA, _CERT, _KEY, _NAME = (f"CELLEXPORT_GRPC_{part}" for part in ("CA", "CLIENT_CERT", "CLIENT_KEY", "SERVER_NAME"))
 
 
@@ -184,6 +187,14 @@ def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
     """What the server says of an error, or None where it was not the server's own code that refused the call."""
     info = error_details_pb2.ErrorInfo()
     return info if any(detail.Unpack(info) and info.domain == DOMAIN for detail in _details(error)) else None
+
+
+def was_cut(error: grpc.RpcError) -> bool:
+    """Whether a call ended without the server's word: the connection broke, or a proxy on the way let go of it.
+
+    What a proxy says of a connection that broke behind it, once an answer has begun, is INTERNAL.
+    """
+    return error.code() in _CUT and error_info(error) is None
 
 
 def retry_seconds(error: grpc.RpcError) -> float:

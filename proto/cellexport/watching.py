@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
-from cellexport.client import Metadata, error_info, retry_seconds
+from cellexport.client import Metadata, error_info, retry_seconds, was_cut
 from cellexport.v1.cell_export_pb2 import WatchCellExportRequest, WatchCellExportResponse
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 
 _LEAST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
-# With these a watch may end that is worth opening again: where the server lets go of it, or of its connection.
+# With these the server lets go of a watch that is worth opening again, as is one that was cut.
 _PASSING = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED})
 
 
@@ -57,7 +57,8 @@ def watch(
             return
         except grpc.RpcError as error:
             # A token that was good until now may be exchanged; one that was never good, or isn't exchanged, ends it.
-            if error.code() not in _PASSING and not (heard and _is_expiry(error)):
+            # A proxy's word for a connection that broke behind it counts only once something was heard.
+            if error.code() not in _PASSING and not (heard and (_is_expiry(error) or was_cut(error))):
                 raise
             failures += 1
             over.wait(_pause(failures, error))

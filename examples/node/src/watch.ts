@@ -23,7 +23,8 @@ for (;;) {
   } catch (error) {
     const failed = failure(error);
     if (failed.reason === "REVISION_UNKNOWN") revision = "0";
-    else if (!PASSING.has(failed.code)) {
+    // What a proxy says of a connection that broke behind it.
+    else if (!PASSING.has(failed.code) && !(failed.code === codes.INTERNAL && !failed.reason)) {
       console.error(why(failed));
       process.exitCode = 1;
       break;
