@@ -9,7 +9,7 @@ import grpc
 from server.health import Health
 
 # How long calls that are being served may take to end.
-_GRACE_SECONDS = 9.0
+LONGEST_GRACE_SECONDS = 9.0
 
 _log = logging.getLogger(__name__)
 
@@ -44,5 +44,5 @@ class Drain:
             sending_away = close()
             if sending_away is not None:
                 await sending_away
-        await self._server.stop(_GRACE_SECONDS)
+        await self._server.stop(LONGEST_GRACE_SECONDS)
         _log.info("ended")
