@@ -162,6 +162,11 @@ def drain(mesh: Mesh, number: int) -> None:
 def test_why_there_is_no_status_is_told_through_envoy_and_nothing_is_tried_twice_over(mesh: Mesh) -> None:
     unit = mesh.unit
     unit.start_gateway()
+    # A caller can't set Envoy's time limits, nor what it tries again.
+    with unit.channel() as channel:
+        meddling = HandExporter(channel)
+        meddling.metadata += (("x-envoy-upstream-rq-timeout-ms", "100"),)
+        assert meddling.claim(wait=1) is None
     mesh.store.kill()
     # Whether or not Envoy knows yet that no server is SERVING.
     for _ in range(2):
