@@ -227,7 +227,7 @@ def test_envoy_agrees_with_the_servers_defaults() -> None:
     (cluster,) = envoy_proxy.configuration()["static_resources"]["clusters"]
     (options,) = cluster["typed_extension_protocol_options"].values()
     http2 = options["explicit_http_config"]["http2_protocol_options"]
-    least = door["grpc.http2.min_recv_ping_interval_without_data_ms"]
+    least = door["grpc.http2.min_ping_interval_without_data_ms"]
     assert seconds(http2["connection_keepalive"]["interval"]) * 1000 >= 2 * least
     (limits,) = cluster["circuit_breakers"]["thresholds"]
     assert limits["max_requests"] == MOST_CALLS
