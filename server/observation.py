@@ -8,13 +8,15 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
 from cellexport import logs, request_key, tracing
 from cellexport.tracing import TRACEPARENT, TRACESTATE, Span, Spans
-from server.rpc_metrics import MethodMetrics, RpcMetrics
+
+if TYPE_CHECKING:
+    from server.rpc_metrics import MethodMetrics, RpcMetrics
 
 _OURS = "/cellexport."
 # A caller takes its call back when the deadline passes, and we may hear that a little before ours has.
@@ -47,7 +49,7 @@ class Observer(grpc.aio.ServerInterceptor):
         metrics: None if nobody reads them.
     """
 
-    def __init__(self, spans: Spans | None, metrics: RpcMetrics | None) -> None:
+    def __init__(self, spans: Spans | None, metrics: "RpcMetrics | None") -> None:
         self._spans = spans
         self._metrics = metrics
         # By method: what grpc serves, and the same as it is observed.
@@ -98,7 +100,7 @@ def _kind(handler: Handler) -> str:
 class _Method:
     """A method, and what is noted of its calls."""
 
-    def __init__(self, path: str, spans: Spans | None, metrics: MethodMetrics | None) -> None:
+    def __init__(self, path: str, spans: Spans | None, metrics: "MethodMetrics | None") -> None:
         self.path = path
         self.spans = spans
         self.metrics = metrics
@@ -241,7 +243,7 @@ class _CountingContext:
         return getattr(self._context, name)
 
 
-async def _counted(requests: AsyncIterator[Any], metrics: MethodMetrics) -> AsyncIterator[Any]:
+async def _counted(requests: AsyncIterator[Any], metrics: "MethodMetrics") -> AsyncIterator[Any]:
     async for request in requests:
         metrics.received()
         yield request

@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from cellexport import tracing
-from cellexport.metrics import MetricsServer
 from cellexport.settings import SettingError
 from cellexport.urls import UnitUrls
 from cellexport.v1 import cell_export_pb2, exporter_pb2
@@ -30,7 +30,6 @@ from server.guard import Guard
 from server.health import SERVICE as HEALTH_SERVICE
 from server.health import Health
 from server.leases import LeaseWatch
-from server.metrics import Metrics
 from server.observation import Observer
 from server.records import Records, now_ms
 from server.reflection import Reflection
@@ -41,6 +40,9 @@ from server.stores import Store
 from server.stores.measured import MeasuredStore
 from server.stores.opening import open_store
 from server.watches import Watches
+
+if TYPE_CHECKING:
+    from server.metrics import Metrics
 
 _SERVICES = (
     cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"],
@@ -137,10 +139,14 @@ def build_judge(settings: TokenSettings, urls: UnitUrls, clock: Callable[[], int
     return Judge(kinds, cookies=cookies, clock=clock)
 
 
-def _open_metrics(settings: Settings, stack: AsyncExitStack) -> Metrics | None:
+def _open_metrics(settings: Settings, stack: AsyncExitStack) -> "Metrics | None":
     address = settings.metrics
     if address is None:
         return None
+    # Only here: who has no metrics need not have 5 MB of their library in memory.
+    from cellexport.metrics import MetricsServer
+    from server.metrics import Metrics
+
     metrics = Metrics()
     try:
         serving = MetricsServer.open(metrics.registry, address)
@@ -150,7 +156,7 @@ def _open_metrics(settings: Settings, stack: AsyncExitStack) -> Metrics | None:
     return metrics
 
 
-async def _open_events(settings: Settings, metrics: Metrics | None) -> Events:
+async def _open_events(settings: Settings, metrics: "Metrics | None") -> Events:
     if settings.event_log is None:
         return NoEvents()
     try:
