@@ -26,6 +26,7 @@ def main() -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cellexport", message="%(prog)s %(version)s")
 def cli() -> None:
     """Serve over HTTP until SIGTERM or SIGINT; a second signal ends the program at once. Settings come from the
     environment.

@@ -31,6 +31,7 @@ def main() -> None:
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cellexport", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Serve until SIGTERM or SIGINT; a second signal ends the program at once. Settings come from the environment."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from server.errors import Refused
-from server.model import CellRecord, Export, Phase, Progress, Trust
+from server.model import CellRecord, Export, Phase, Progress, Trust, told
 from server.records import Records, now_ms
 from server.registry import Registry
 from server.store_pulse import StorePulse
@@ -185,9 +185,9 @@ class LeaseWatch:
                 extra={
                     "cell": record.cell,
                     "snapshot": outcome.name,
-                    "result": outcome.result,
                     "request_key": record.export.request_key if record.export else "",
-                },
+                }
+                | told(outcome.result, outcome.reason),
             )
 
     async def _settle(self, doubt: int | None, now: float) -> None:

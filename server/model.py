@@ -44,6 +44,11 @@ class Reason(StrEnum):
 _INTERRUPTIONS = frozenset({Reason.LEASE_EXPIRED, Reason.SHUTDOWN, Reason.QUEUE_TIMEOUT, Reason.CANCELLED})
 
 
+def told(result: Result, reason: Reason | None) -> dict[str, str]:
+    """An end in the words of the log. The reason is empty for a success."""
+    return {"result": result.name, "reason": "" if reason is None else reason.name}
+
+
 class Trust(Enum):
     """How far a record can be believed."""
 

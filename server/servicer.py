@@ -15,7 +15,7 @@ from server.errors import Refusal, Refused
 from server.events import Events
 from server.guard import AnyRule, BatchRule, Rule, StreamRule
 from server.limits import StreamLimit
-from server.model import Cell, CellRecord, Reason, Result
+from server.model import Cell, CellRecord, Reason, Result, told
 from server.records import now_ms
 from server.registry import Registry
 from server.watches import Watches
@@ -136,8 +136,8 @@ class ExporterService:
         result, reason = _ending(request)
         proof = messages.proof(request.lease, call.identity.holder)
         record = await self._registry.finish(request.cell, proof, result, reason, call.identity.caller)
-        ending = result if reason is None else f"{result}: {reason}"
-        _log.info("export finished", extra={"cell": request.cell, "result": ending, "request_key": proof.request_key})
+        labels = {"cell": request.cell, "request_key": proof.request_key}
+        _log.info("export finished", extra=labels | told(result, reason))
         return exporter_pb2.FinishExportResponse(cell_export=messages.cell_export(record))
 
     def _cell(self, name: str) -> Cell:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,8 @@ def test_every_program_says_what_it_is_and_starts_nothing(module: str) -> None:
     shown = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=30)
     assert shown.returncode == 0
     assert "until SIGTERM or SIGINT" in shown.stdout
+    shown = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=30)
+    assert re.fullmatch(rf"cellexport-\w+ {version('cellexport')}\n", shown.stdout)
 
 
 def test_a_taken_port_is_one_clear_sentence(unit: Unit) -> None:

@@ -34,6 +34,7 @@ def main() -> None:
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cellexport", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Do exports, one at a time, until SIGTERM or SIGINT; a second signal ends the program at once. Start several for

@@ -136,9 +136,10 @@ class Runner:
             finally:
                 self._bar.end()
         result = _result(why)
+        told = _told(result, why)
         if why != Outcome.REASON_UNSPECIFIED:
-            self._note(claimed, result, why)
-        _log.info("export ends", extra=labels | {"result": Outcome.Result.Name(result)})
+            self._note(claimed, **told)
+        _log.info("export ends", extra=labels | told)
         self._finish(claimed, result, why)
 
     def _attempt(self, claimed: ClaimedExport, tally: Tally, heartbeat: Heartbeat) -> Outcome.Reason.ValueType:
@@ -188,10 +189,9 @@ class Runner:
             heartbeat.confirm(stop)
             part.publish()
 
-    def _note(self, claimed: ClaimedExport, result: Outcome.Result.ValueType, why: Outcome.Reason.ValueType) -> None:
-        words = Outcome.Result.Name(result).removeprefix("RESULT_"), Outcome.Reason.Name(why).removeprefix("REASON_")
+    def _note(self, claimed: ClaimedExport, result: str, reason: str) -> None:
         try:
-            self._area.note(claimed.cell, claimed.name, *words)
+            self._area.note(claimed.cell, claimed.name, result, reason)
         except OSError as error:
             _log.warning("the note of the failure can't be written", extra={"error": str(error)})
 
@@ -239,6 +239,12 @@ def _result(why: Outcome.Reason.ValueType) -> Outcome.Result.ValueType:
     if why == Outcome.REASON_UNSPECIFIED:
         return Outcome.RESULT_SUCCEEDED
     return Outcome.RESULT_INTERRUPTED if why in _INTERRUPTIONS else Outcome.RESULT_FAILED
+
+
+def _told(result: Outcome.Result.ValueType, why: Outcome.Reason.ValueType) -> dict[str, str]:
+    """In the words of the server's log and of notes. The reason is empty for a success."""
+    reason = Outcome.Reason.Name(why).removeprefix("REASON_") if why else ""
+    return {"result": Outcome.Result.Name(result).removeprefix("RESULT_"), "reason": reason}
 
 
 def _failed(why: Outcome.Reason.ValueType, claimed: ClaimedExport, error: Exception) -> Outcome.Reason.ValueType:

@@ -76,7 +76,7 @@ export class Exporter {
       const reason = await this.#attempt(claimed);
       const result = resultOf(reason);
       if (reason !== "REASON_UNSPECIFIED") await this.#note(claimed, result, reason);
-      log("info", "export ends", { ...labels, result, reason });
+      log("info", "export ends", { ...labels, ...told(result, reason) });
       await this.#finish(claimed, result, reason);
     } catch (error) {
       if (!(error instanceof LeaseLost)) throw error;
@@ -149,6 +149,12 @@ export class Exporter {
 }
 
 type Result = "RESULT_SUCCEEDED" | "RESULT_INTERRUPTED" | "RESULT_FAILED";
+
+/** In the words of the server's log and of notes. The reason is empty for a success. */
+function told(result: Result, reason: Reason): { result: string; reason: string } {
+  const word = reason === "REASON_UNSPECIFIED" ? "" : reason.replace("REASON_", "");
+  return { result: result.replace("RESULT_", ""), reason: word };
+}
 
 function resultOf(reason: Reason): Result {
   if (reason === "REASON_UNSPECIFIED") return "RESULT_SUCCEEDED";
