@@ -14,6 +14,7 @@ import grpc
 import pytest
 import snapshots
 from certificates import Authority
+from chaosproxy import ChaosProxy
 from unit import ROOT, TOKEN, Unit, eventually, needs
 
 from cellexport.v1.cell_export_pb2 import Outcome
@@ -84,6 +85,13 @@ def test_a_caller_branches_on_reasons(shared_unit: Unit, caller: dict[str, list[
     assert refused.stderr.startswith("TOKEN_INVALID")
 
 
+def test_a_caller_without_a_token_says_so_in_one_sentence(shared_unit: Unit, caller: dict[str, list[str]]) -> None:
+    for command in caller.values():
+        told = run(shared_unit, *command, "demo", token="")
+        assert (told.returncode, told.stdout) == (2, "")
+        assert re.fullmatch(r"TOKEN: is not set\..+\n", told.stderr)
+
+
 def test_a_caller_speaks_tls_and_presents_a_certificate(
     unit: Unit, caller: dict[str, list[str]], tmp_path: Path
 ) -> None:
@@ -139,6 +147,41 @@ def test_the_shell_script_starts_an_export_and_waits_where_it_is_told_to(unit: U
     again = run(unit, SHELL / "export.sh", "nobody")
     assert (again.returncode, again.stdout) == (1, "")
     assert "PR404-DV-0003" in again.stderr
+
+
+@needs("curl")
+def test_the_shell_script_ends_with_an_error_where_it_started_nothing(unit: Unit) -> None:
+    unit.start_server()
+    unit.start_gateway()
+    unit.start_exporter()
+    unit.begin("one")
+    unit.wait_until_ready()
+    again = run(unit, SHELL / "export.sh", "demo", "one")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "PR409-DV-0002" in again.stderr
+    unit.programs[1].terminate()
+    away = run(unit, "env", "TRIES=2", SHELL / "export.sh", "demo", "two")
+    assert (away.returncode, away.stdout) == (1, "")
+    assert away.stderr.endswith("given up after 2 tries: no answer\n")
+    assert run(unit, SHELL / "export.sh", token="").returncode == 2
+
+
+@needs("curl")
+def test_the_shell_script_does_not_repeat_a_start_whose_answer_was_lost(unit: Unit, tmp_path: Path) -> None:
+    unit.start_server()
+    unit.start_gateway()
+    output = tmp_path / "export"
+    with ChaosProxy(unit.http_port) as proxy:
+        proxy.cut_next(0)
+        url = f"URL=http://127.0.0.1:{proxy.port}"
+        with running(unit, output, "env", url, SHELL / "export.sh", "demo", "one") as script:
+            eventually(lambda: '"exportation_name":"one"' in output.read_text())
+            unit.start_exporter()
+            assert script.wait(30) == 0
+    assert proxy.resets == 1
+    assert "no answer: again in 1 s" in output.read_text()
+    assert "409" not in output.read_text()
+    assert output.read_text().endswith('{"status":"ready"}\n')
 
 
 def test_the_shell_script_watches_without_a_copy_of_the_contract(unit: Unit) -> None:

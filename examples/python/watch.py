@@ -9,13 +9,15 @@ import sys
 import grpc
 
 from cellexport import client, watching
-from cellexport.settings import Environment
+from cellexport.settings import Environment, SettingError
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, Outcome
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 
 
 def main(cell: str) -> None:
     environment = Environment(os.environ)
+    if not os.environ.get("TOKEN"):
+        raise SettingError("TOKEN: is not set. Set it to the token that make run printed, or another.")
     with client.channel(client.target(environment), client.tls(environment)) as channel:
         try:
             status = get(channel, cell)
@@ -64,4 +66,8 @@ def explained(error: grpc.RpcError) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2] or ["demo"])
+    try:
+        main(*sys.argv[1:2] or ["demo"])
+    except SettingError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -4,8 +4,9 @@
 # buf learns the contract from the server. A watch that is cut off is not gone on with here: see the other examples.
 set -euo pipefail
 
+[[ ${TOKEN:-} ]] || { echo "TOKEN: is not set. Set it to the token that make run printed, or another." >&2 && exit 2; }
 buf="${BUF:-$(dirname "$0")/../../.venv/bin/buf}"
-server="http://${CELLEXPORT_GRPC_TARGET:-127.0.0.1:50051}"
+server="http://${CELLEXPORT_GRPC_TARGET:-${CELLEXPORT_GRPC_LISTEN:-127.0.0.1:50051}}"
 
 # By standard input (`@-`), as arguments can be seen by others.
 printf 'Authorization: Bearer %s\n' "$TOKEN" |

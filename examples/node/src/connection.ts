@@ -18,13 +18,23 @@ const OPTIONS: grpc.ChannelOptions = {
   "grpc.enable_http_proxy": 0,
 };
 
+/** Thrown where a setting is no good. Its text names the variable and says what to do. */
+export class SettingError extends Error {}
+
+/** For errors that nobody caught: of a bad setting a sentence is enough. */
+export function end(error: unknown): never {
+  if (!(error instanceof SettingError)) throw error;
+  console.error(error.message);
+  process.exit(2);
+}
+
 /** Where the server is. */
 export function target(): string {
   const name = process.env.CELLEXPORT_GRPC_TARGET || process.env.CELLEXPORT_GRPC_LISTEN || "127.0.0.1:50051";
   const host = name.slice(name.lastIndexOf("/") + 1).replace(/:[0-9]+$/, "");
   const isLocal = name.startsWith("unix:") || ["localhost", "127.0.0.1", "[::1]"].includes(host);
   if (!isLocal && !process.env.CELLEXPORT_GRPC_CA && process.env.CELLEXPORT_PLAINTEXT !== "allow") {
-    throw new Error(`CELLEXPORT_GRPC_TARGET: ${name} is another machine, and the token would be sent in the open.`);
+    throw new SettingError(`CELLEXPORT_GRPC_TARGET: ${name} is another machine, and would get the token in the open.`);
   }
   return name;
 }
@@ -54,7 +64,8 @@ export function bearer(...names: string[]): grpc.Metadata {
       return metadata;
     }
   }
-  throw new Error(`${names.join(" or ")}: is not set. Set it to a token, or ${names[0]}_FILE to a file that holds one.`);
+  const either = names.join(" or ");
+  throw new SettingError(`${either}: is not set. Set it to a token, or ${names[0]}_FILE to a file that holds one.`);
 }
 
 /** Tokens of the mesh live for minutes, so a file is read anew for each call. One that is gone leaves the last. */

@@ -1,11 +1,12 @@
 // node build/status.js CELL: the status of a cell's export, and what to do where there is none.
 import { status as codes } from "@grpc/grpc-js";
-import { answer, bearer, credentials, options, target, within } from "./connection.js";
+import { answer, bearer, credentials, end, options, target, within } from "./connection.js";
 import { CellExportService } from "./contract.js";
 import { failure, why } from "./errors.js";
 import type { GetCellExportResponse__Output } from "./generated/cellexport/v1/GetCellExportResponse.js";
 import { shown } from "./shown.js";
 
+process.once("uncaughtException", end);
 const cell = process.argv[2] ?? "demo";
 const service = new CellExportService(target(), credentials(), options());
 

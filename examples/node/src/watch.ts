@@ -1,7 +1,7 @@
 // node build/watch.js CELL: each change of a cell's status, until no export is under way.
 import { status as codes } from "@grpc/grpc-js";
 import { Backoff } from "./backoff.js";
-import { bearer, credentials, options, target } from "./connection.js";
+import { bearer, credentials, end, options, target } from "./connection.js";
 import { CellExportService } from "./contract.js";
 import { failure, why } from "./errors.js";
 import type { WatchCellExportResponse__Output } from "./generated/cellexport/v1/WatchCellExportResponse.js";
@@ -10,6 +10,7 @@ import { shown } from "./shown.js";
 // With these a watch may end that is worth opening again: where the server lets go of it, or of its connection.
 const PASSING = new Set([codes.UNAVAILABLE, codes.RESOURCE_EXHAUSTED, codes.CANCELLED]);
 
+process.once("uncaughtException", end);
 const cell = process.argv[2] ?? "demo";
 const service = new CellExportService(target(), credentials(), options());
 const backoff = new Backoff();
