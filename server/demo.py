@@ -186,9 +186,16 @@ Paste into another terminal:
   the same by gRPC    {buf} curl \\
                         --protocol grpc --http2-prior-knowledge {header} \\
                         -d '{{"cell":"{plan.cell}"}}' http://{plan.grpc}/cellexport.v1.CellExportService/GetCellExport{_account(plan)}
+  for the examples    {_variables(plan)}
 
 Snapshots appear in {snapshots}. Ctrl-C stops everything.
 """
+
+
+def _variables(plan: _Plan) -> str:
+    """What the examples read. Those with curl know no unix sockets."""
+    url = "" if plan.http.address.path else f" URL={plan.http.curl}"
+    return f'export TOKEN="{plan.token}" CELLEXPORT_GRPC_TARGET={shlex.quote(str(plan.grpc))}{url}'
 
 
 def _account(plan: _Plan) -> str:

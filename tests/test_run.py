@@ -54,10 +54,12 @@ def test_a_stranger_has_it_running_with_one_command(tmp_path: Path) -> None:
         "CELLEXPORT_GRPC_LISTEN": f"127.0.0.1:{free_port()}",
     }
     with demo(tmp_path, **ports) as (process, output):
-        labels = ("start an export", "ask its status", "the same by gRPC", "as an account")
-        start, ask, grpc, account = (command(output, label) for label in labels)
+        labels = ("start an export", "ask its status", "the same by gRPC", "as an account", "for the examples")
+        start, ask, grpc, account, export = (command(output, label) for label in labels)
         eventually(lambda: '{"status":"ready"}' in paste(ask))
         assert '{"status":"ready"}' in paste(paste(f"{account} 2>&1 >/dev/null"))
+        assert paste(f"{export}; {sys.executable} {ROOT}/examples/python/watch.py").endswith(" ready\n")
+        assert "PR404-DV-0003" in paste(f"{export}; {ROOT}/examples/shell/export.sh nobody 2>&1")
         assert "202 Accepted" in paste(start)
         assert '"status":"exportation in progress"' in paste(ask)
         assert '"state": "STATE_EXPORTING"' in paste(grpc)
