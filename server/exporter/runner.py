@@ -15,7 +15,7 @@ from cellexport.settings import SecretSource
 from cellexport.v1.cell_export_pb2 import Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest, FinishExportRequest
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
-from server.exporter import snapshot
+from server.exporter import ending, snapshot
 from server.exporter.area import FULL, SnapshotArea
 from server.exporter.bar import Bar
 from server.exporter.heartbeat import (
@@ -38,7 +38,6 @@ _PATIENCE_SECONDS = 3.0
 # How long an exporter that was told to end tries to say so.
 _FAREWELL_SECONDS = 3.0
 _REFUSALS = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
-_INTERRUPTIONS = frozenset({Outcome.REASON_SHUTDOWN, Outcome.REASON_CANCELLED})
 
 _log = logging.getLogger(__name__)
 
@@ -135,8 +134,8 @@ class Runner:
                 return
             finally:
                 self._bar.end()
-        result = _result(why)
-        told = _told(result, why)
+        result = ending.result_of(why)
+        told = ending.told(result, why)
         if why != Outcome.REASON_UNSPECIFIED:
             self._note(claimed, **told)
         _log.info("export ends", extra=labels | told)
@@ -233,18 +232,6 @@ class Runner:
         if self._said_away:
             _log.info("the server answers again")
         self._away_since, self._said_away, self._was_taken = None, False, True
-
-
-def _result(why: Outcome.Reason.ValueType) -> Outcome.Result.ValueType:
-    if why == Outcome.REASON_UNSPECIFIED:
-        return Outcome.RESULT_SUCCEEDED
-    return Outcome.RESULT_INTERRUPTED if why in _INTERRUPTIONS else Outcome.RESULT_FAILED
-
-
-def _told(result: Outcome.Result.ValueType, why: Outcome.Reason.ValueType) -> dict[str, str]:
-    """In the words of the server's log and of notes. The reason is empty for a success."""
-    reason = Outcome.Reason.Name(why).removeprefix("REASON_") if why else ""
-    return {"result": Outcome.Result.Name(result).removeprefix("RESULT_"), "reason": reason}
 
 
 def _failed(why: Outcome.Reason.ValueType, claimed: ClaimedExport, error: Exception) -> Outcome.Reason.ValueType:
