@@ -259,6 +259,8 @@ def test_acknowledged_progress_survives_the_death_of_the_server_and_the_lease_be
     told = unit.get()
     unit.programs[0].kill()
     unit.start_server()
+    # Channels of one process share what they know of an address: also that it was not there a moment ago.
+    eventually(lambda: answered(unit.get))
     assert unit.get() == told
 
     eventually(lambda: answered(exporter.report, claimed, 2, 65), within=unit.lease_seconds)
