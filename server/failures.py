@@ -18,20 +18,26 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _log = logging.getLogger(__name__)
 
 
-def unexpected(error: Exception, key: str) -> Refused:
+def logged(error: Exception, *, method: str, cell: str, key: str) -> Refused:
+    """Log what has ended a call, or one of the many that a call is about, and return it as its caller may know it."""
+    refused = error if isinstance(error, Refused) else _unexpected(error, key)
+    _log_refusal(refused, {"method": method, "cell": cell, "request_key": key})
+    return refused
+
+
+def _unexpected(error: Exception, key: str) -> Refused:
     """What callers get to know of any other exception: an id that is found in the log."""
     error_id = secrets.token_hex(8)
     _log.error("unexpected error", exc_info=error, extra={"error_id": error_id, "request_key": key})
     return Refused(Refusal.UNEXPECTED, error_id=error_id)
 
 
-def log_refusal(error: Refused, *, method: str, cell: str, key: str) -> None:
-    fields = {"reason": error.refusal.reason, "method": method, "cell": cell, "request_key": key}
+def _log_refusal(error: Refused, call: dict[str, str]) -> None:
+    fields = {"reason": error.refusal.reason} | call | ({"note": error.note} if error.note else {})
     row = error.refusal.value
     # What a caller did wrong is nothing that an operator has to mend; a store that is away is told once, elsewhere.
     minor = row.retry or row.status in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-    note = {"note": error.note} if error.note else {}
-    _log.log(logging.ERROR if error.note and not minor else logging.INFO, "refused", extra=fields | note)
+    _log.log(logging.ERROR if error.note and not minor else logging.INFO, "refused", extra=fields)
 
 
 async def abort(context: Context, error: Refused, key: str) -> Never:

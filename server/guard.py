@@ -124,13 +124,11 @@ class Guard:
                     case StreamRule():
                         await self._stream(rule, request, credentials, key, context)
                         return None
-            except Refused as refused:
-                error = refused
             except Exception as exception:
-                error = failures.unexpected(exception, key)
+                error = exception
             key = key or request_key.generate()
-            failures.log_refusal(error, method=name, cell=getattr(request, "cell", ""), key=key)
-            return await failures.abort(context, error, key)
+            refused = failures.logged(error, method=name, cell=getattr(request, "cell", ""), key=key)
+            return await failures.abort(context, refused, key)
 
         return guarded
 
@@ -152,12 +150,8 @@ class Guard:
             try:
                 identity = self._admission.admit(cell, credentials, rule.privilege)
                 return cell, await rule.method(cell, Call(key, identity))
-            except Refused as refused:
-                error = refused
             except Exception as exception:
-                error = failures.unexpected(exception, key)
-            failures.log_refusal(error, method=name, cell=cell, key=key)
-            return cell, error
+                return cell, failures.logged(exception, method=name, cell=cell, key=key)
 
         async def all_of_them() -> Message:
             entries: list[tuple[str, Message | Refused]] = []

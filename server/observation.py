@@ -82,7 +82,8 @@ class Observer(grpc.aio.ServerInterceptor):
         if handler.response_streaming and metrics is None and spans is None:
             # There are thousands of watches, and to see each would cost a kilobyte.
             return handler
-        seen = _Method(path, spans, metrics)
+        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+        seen = _Method(path, attributes, spans, metrics)
         name = f"{'stream' if handler.request_streaming else 'unary'}_"
         name += "stream" if handler.response_streaming else "unary"
         behaviour = getattr(handler, name)
@@ -104,12 +105,13 @@ def _kind(handler: Handler) -> str:
 class _Method:
     """A method, and what is noted of its calls."""
 
-    def __init__(self, path: str, spans: Spans | None, metrics: "MethodMetrics | None") -> None:
+    def __init__(
+        self, path: str, attributes: tracing.Attributes, spans: Spans | None, metrics: "MethodMetrics | None"
+    ) -> None:
         self.path = path
+        self.attributes = attributes
         self.spans = spans
         self.metrics = metrics
-        service, _, method = path[1:].partition("/")
-        self.attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
 
     def answering(self, behaviour: Unary) -> Unary:
         async def answer(request: Any, context: Context) -> Any:
