@@ -14,7 +14,7 @@ import grpc
 import pytest
 from redis_server import RedisServer, running
 from tokens import ACCESS_FILE, SECRET, resident
-from unit import TOKEN, HandExporter, Unit, eventually, free_port, needs, refused
+from unit import TOKEN, HandExporter, Program, Unit, eventually, free_port, needs, refused
 from watchers import Watch, following
 
 from cellexport import client, watching
@@ -257,13 +257,19 @@ def begun(unit: Unit) -> CellExport | None:
         return None
 
 
-@pytest.mark.fault("F02")
-def test_a_killed_exporter_is_one_change_at_the_end(unit: Unit) -> None:
+def begin_a_long_export(unit: Unit) -> Program:
+    """Start an export that doesn't end by itself, and return its exporter."""
     unit.start_server()
     exporter = unit.start_exporter()
     with (unit.directory / "cells/demo/webdav/large").open("wb") as large:
         large.truncate(50 * 1024**3)
     unit.begin()
+    return exporter
+
+
+@pytest.mark.fault("F02")
+def test_a_killed_exporter_is_one_change_at_the_end(unit: Unit) -> None:
+    exporter = begin_a_long_export(unit)
     with unit.channel() as channel:
         watch = Watch(channel, until_ready=True)
         eventually(lambda: watch.next_status().cell_export.exportation.bytes_done > 0)
@@ -275,11 +281,7 @@ def test_a_killed_exporter_is_one_change_at_the_end(unit: Unit) -> None:
 
 @pytest.mark.fault("F09")
 def test_an_exporter_that_is_told_to_end_is_one_change_at_the_end(unit: Unit) -> None:
-    unit.start_server()
-    exporter = unit.start_exporter()
-    with (unit.directory / "cells/demo/webdav/large").open("wb") as large:
-        large.truncate(50 * 1024**3)
-    unit.begin()
+    exporter = begin_a_long_export(unit)
     with unit.channel() as channel:
         watch = Watch(channel, until_ready=True)
         eventually(lambda: watch.next_status().cell_export.exportation.bytes_done > 0)
