@@ -8,6 +8,8 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
+# How many tests run at a time. Most wait for something most of their time.
+JOBS ?= 3
 PROTOS := $(wildcard proto/cellexport/v1/*.proto proto/cellexport/store/v1/*.proto)
 # The contract that must not be broken without a decision (docs/decisions.md).
 BASELINE := proto/baseline.binpb
@@ -26,10 +28,10 @@ run: $(VENV)/.run ## start server, exporter and gateway on a demo unit, and prin
 	@$(BIN)/python -m server.demo
 
 test: $(VENV)/.dev ## run every test, but for the faults that take long
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile
 
 test-faults: $(VENV)/.dev ## run the faults that take long
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long -n 2
 
 check: lint test ## everything that must hold before a change lands
 

@@ -1,5 +1,6 @@
 """Fixtures that start the real thing: programs as processes, on free ports, on units in temporary directories."""
 
+import fcntl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,5 +30,8 @@ def shared_unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
 @pytest.fixture(scope="session")
 def node() -> Path:
     """Where the compiled examples in TypeScript are. The first test to ask for them waits for their packages."""
-    subprocess.run(["make", "--silent", "examples"], cwd=ROOT, check=True, timeout=360)
+    with (ROOT / "examples" / "node" / "package.json").open() as lock:
+        # Tests that run beside this one may want them, too.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(["make", "--silent", "examples"], cwd=ROOT, check=True, timeout=360)
     return ROOT / "examples" / "node" / "build"
