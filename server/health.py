@@ -14,7 +14,8 @@ from google.protobuf.descriptor_pool import Default
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer
 
-from server.open_streams import Context, OpenStreams
+from server.failures import Context
+from server.open_streams import OpenStreams
 from server.store_pulse import StorePulse
 
 SERVICE = Default().FindServiceByName("grpc.health.v1.Health")

@@ -3,15 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import grpc
 
-Context = grpc.aio.ServicerContext[Any, Any]
+from cellexport import request_key
+from server.errors import Refusal, Refused
+from server.failures import Context, abort
 
 
 class OpenStreams:
-    """The open streams of one kind.
+    """The open streams of one kind. Their refusals aren't logged: anybody at all can have as many as they like.
 
     Args:
         most: how many there may be at once.
@@ -25,7 +26,7 @@ class OpenStreams:
         self._closing = False
 
     def close(self) -> None:
-        """End all of them with UNAVAILABLE, and let none begin any more."""
+        """End all of them with SERVER_SHUTDOWN, and let none begin any more."""
         self._closing = True
         now = asyncio.get_running_loop().time()
         for stream in self._open:
@@ -36,9 +37,9 @@ class OpenStreams:
     async def room(self, context: Context) -> AsyncIterator[None]:
         """Serve a stream in this context. Where there is no room, or its time is up, the call is ended from here."""
         if self._closing:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "The server is ending.")
+            await _refuse(context, Refusal.SERVER_SHUTDOWN)
         if len(self._open) >= self._most:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many of these streams are open.")
+            await _refuse(context, Refusal.TOO_MANY_WATCHES)
         try:
             async with asyncio.timeout(self._seconds) as stream:
                 self._open.add(stream)
@@ -47,5 +48,10 @@ class OpenStreams:
                 finally:
                     self._open.discard(stream)
         except TimeoutError:
-            text = "The server is ending." if self._closing else "The stream was open for too long."
-            await context.abort(grpc.StatusCode.UNAVAILABLE, text)
+            if self._closing:
+                await _refuse(context, Refusal.SERVER_SHUTDOWN)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "The stream was open for too long.")
+
+
+async def _refuse(context: Context, refusal: Refusal) -> None:
+    await abort(context, Refused(refusal), request_key.generate())
