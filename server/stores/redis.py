@@ -6,7 +6,6 @@ mark: every read asks Redis. An operation that isn't answered within its budget 
 
 import asyncio
 import logging
-import random
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -14,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 from redis import exceptions
-from redis.asyncio.client import PubSub
 from redis.asyncio.connection import AbstractConnection
 from redis.commands.core import AsyncScript
 
@@ -24,15 +22,13 @@ from server.stores import StoreError, redis_records
 from server.stores import redis_scripts as scripts
 from server.stores.changes import Changes
 from server.stores.redis_client import connect
+from server.stores.redis_listener import listen
 from server.stores.redis_place import RedisPlace
 
 _BUDGET_SECONDS = 1.0
 _MOST_CONNECTIONS = 32
 # A mark may be made anew in between, but not again and again.
 _MOST_MARKS = 3
-# How often the connection that tells of changes is asked whether it lives.
-_PING_SECONDS = 0.5
-_RECONNECT_SECONDS = 0.5
 _MOST_TOLD = 100
 _NOTES: dict[type[Exception], str] = {
     exceptions.AuthenticationError: "Redis refuses the user or the password: correct them",
@@ -90,7 +86,7 @@ class RedisStore:
                 await store._client.aclose()
                 raise StoreError(f"CELLEXPORT_STORE: {place}: {refused.note}.") from refused
             _log.error("Redis can't be used yet", extra={"redis": str(place), "note": refused.note})
-        store._listener = asyncio.create_task(store._listen())
+        store._listener = asyncio.create_task(listen(store._client, store._changes))
         return store
 
     async def read(self, cell: str) -> CellRecord:
@@ -228,36 +224,6 @@ class RedisStore:
                     return list(await script(keys=keys, args=again or words))
         except (TimeoutError, exceptions.RedisError, OSError) as error:
             raise Refused(_refusal(error), note=_note(error)) from error
-
-    async def _listen(self) -> None:
-        """Pass on what Redis tells of changes. Whatever is told while we don't hear it, all are told afterwards."""
-        while True:
-            try:
-                async with self._client.pubsub() as subscription:
-                    await self._hear(subscription)
-            except (exceptions.RedisError, OSError, TimeoutError):
-                # Whoever checks the store says so.
-                pass
-            except Exception:
-                # Whatever it was: a listener that has ended would leave everybody waiting.
-                _log.exception("unexpected error")
-            self._changes.tell_all()
-            await asyncio.sleep(_RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - guards nothing
-
-    async def _hear(self, subscription: PubSub) -> None:
-        await subscription.subscribe(scripts.CHANNEL)
-        unanswered = 0
-        while unanswered < 2:
-            message = await subscription.get_message(timeout=_PING_SECONDS)
-            if message is None:
-                unanswered += 1
-                await subscription.ping()
-                continue
-            unanswered = 0
-            if message["type"] == "subscribe" or message["data"] == scripts.EVERYTHING:
-                self._changes.tell_all()
-            elif message["type"] == "message":
-                self._changes.tell(message["data"].decode(errors="replace"))
 
 
 def _refusal(error: Exception) -> Refusal:
