@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 
 import click
 
@@ -14,6 +15,7 @@ from cellexport.settings import Environment, SettingError
 from server.auth.mint import MintError
 from server.config import Settings
 from server.door import ListenError
+from server.drain import LONGEST_GRACE_SECONDS
 from server.stores import StoreError
 from server.token_command import token
 from server.wiring import serving
@@ -62,6 +64,7 @@ async def _serve(settings: Settings) -> None:
     def on_signal() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+        _end_after(settings.drain_seconds + LONGEST_GRACE_SECONDS)
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -76,6 +79,16 @@ async def _serve(settings: Settings) -> None:
         if os.environ.get("GRPC_TRACE") or os.environ.get("GRPC_VERBOSITY", "").upper() == "DEBUG":
             _log.warning("GRPC_TRACE and GRPC_VERBOSITY=DEBUG print metadata, and with it tokens: unset them")
         await stop.wait()
+
+
+def _end_after(seconds: float) -> None:
+    """End the program a second later than that, whatever hangs: a disk, say, or an event log that is a full pipe."""
+    # Should the log hang too, the other thread doesn't wait for it.
+    late = "not all that was to be written could be in time: the end isn't waited for"
+    for delay, end in ((0.5, lambda: _log.error(late)), (1.0, lambda: os._exit(1))):
+        timer = threading.Timer(seconds + delay, end)
+        timer.daemon = True
+        timer.start()
 
 
 if __name__ == "__main__":

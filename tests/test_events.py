@@ -2,8 +2,10 @@
 
 import asyncio
 import csv
+import fcntl
 import os
 import re
+import time
 from pathlib import Path
 
 from hypothesis import given
@@ -237,3 +239,18 @@ def test_a_pipe_that_nobody_reads_ends_calls_in_time(unit: Unit, tmp_path: Path)
     assert unit.get().cell == "demo"
     os.close(reader)
     assert unit.get().cell == "demo"
+
+
+def test_a_pipe_that_nobody_empties_keeps_no_server_from_its_end(unit: Unit, tmp_path: Path) -> None:
+    pipe = tmp_path / "events"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    server = unit.start_server(CELLEXPORT_EVENT_LOG=str(pipe))
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    for _ in range(50):
+        assert unit.get().cell == "demo"
+    begun = time.monotonic()
+    assert server.terminate() == 1
+    assert time.monotonic() - begun < 11
+    assert server.lines()[-1]["message"] == "not all that was to be written could be in time: the end isn't waited for"
+    os.close(reader)
