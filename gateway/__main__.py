@@ -59,7 +59,9 @@ def worker_app() -> WSGIApplication:
     # The files were good when the program started. While they are exchanged they may not be, and a worker that failed
     # by that would take the door with it.
     settings = Settings.read(os.environ, check_files=False)
-    return create_app(settings, _serve_metrics(settings.metrics))
+    app = create_app(settings, _serve_metrics(settings.metrics))
+    _log.info("serving", extra={"address": str(settings.door.address)})
+    return app
 
 
 def _serve_metrics(address: Address | None) -> Metrics | None:

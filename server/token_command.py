@@ -16,14 +16,15 @@ from cellexport.settings import Environment, SettingError
 from cellexport.urls import UnitUrls
 from server.auth import explain, mint
 from server.auth.cipher import Cipher
-from server.auth.cookie import seal
-from server.auth.credentials import Credentials
+from server.auth.cookie import Cookies, seal
+from server.auth.credentials import Credentials, PresentedCookie
 from server.auth.issuers import SETTING, Issuer
 from server.auth.local import LocalTokens
 from server.auth.rights import Privilege
 from server.cells import CellDirectory
 from server.config import Settings, TokenSettings
 from server.errors import Refused
+from server.model import Cell
 from server.records import now_ms
 from server.wiring import build_judge
 
@@ -120,12 +121,16 @@ def explain_token(cell: str, cookie: bool) -> None:
         place = CellDirectory(settings.unit_dir / "cells").find(cell)
     except Refused as refused:
         raise click.UsageError(f"--cell: {refused.text} {refused.note}".strip()) from refused
+    inside: str | None = given
     if cookie:
-        credentials = Credentials(cookies=(given,), peers=(_input("Peer"),))
+        peer = _input("Peer")
+        credentials = Credentials(cookies=(given,), peers=(peer,))
+        inside = _opened(settings, PresentedCookie(given, peer), place)
     else:
         credentials = Credentials(authorization=f"Bearer {given}")
+    if inside is not None:
         local = LocalTokens(_cipher(settings.tokens), settings.urls) if settings.tokens.unit_secret else None
-        for name, text in explain.describe(given, place, local):
+        for name, text in explain.describe(inside, place, local):
             click.echo(f"{name:11}{text}")
     status = explain.verdict(judge, credentials, place, Privilege.ROOT)
     click.echo(f"{'GET':11}{status or 'allowed'}")
@@ -146,6 +151,14 @@ def _input(what: str) -> str:
     if sys.stdin.isatty():
         return str(click.prompt(what, hide_input=True)).strip()
     return sys.stdin.readline().strip()
+
+
+def _opened(settings: Settings, cookie: PresentedCookie, cell: Cell) -> str | None:
+    """The token in a cookie; None if it doesn't open, which is its verdict too."""
+    try:
+        return Cookies(_cipher(settings.tokens), settings.urls).token(cookie, cell)
+    except Refused:
+        return None
 
 
 def _cipher(settings: TokenSettings) -> Cipher:

@@ -15,6 +15,7 @@ import yaml
 from unit import ROOT, TOKEN, Unit, accepts, eventually, needs
 
 from cellexport.settings import Environment
+from cellexport.v1.cell_export_pb2 import Outcome
 from gateway.config import Settings as GatewaySettings
 from server.config import Settings as ServerSettings
 from server.drain import LONGEST_GRACE_SECONDS
@@ -71,11 +72,18 @@ def test_the_procfile_runs_a_unit_and_ends_it(unit: Unit) -> None:
             assert unit.http(path=probes[probe]["httpGet"]["path"], token=None).status == 200
         assert unit.http("POST", body=b'{"Name":"by-procfile"}').status == 202
         eventually(lambda: (unit.snapshots / "demo" / "by-procfile.zip").is_file())
+        with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
+            large.truncate(4 * 1024**3)
+        assert unit.http("POST").status == 202
+        eventually(lambda: unit.get().exportation.progress_percent > 0)
     finally:
         honcho.send_signal(signal.SIGTERM)
         honcho.wait(20)
     assert not accepts(unit.http_port)
     assert not accepts(unit.grpc_port)
+    # All were told to end at once, and still the exporter could say how its export ended.
+    unit.start_server()
+    assert unit.get().last_outcome.reason == Outcome.REASON_SHUTDOWN
 
 
 @pytest.mark.parametrize("name", UNITS)

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from records import following, full
-from redis_server import DURABLE, RedisServer
+from redis_server import DURABLE, RedisServer, running
 from unit import ROOT, HandExporter, Unit, accepts, eventually, free_port, needs
 
 from cellexport.settings import SettingError
@@ -51,6 +51,16 @@ async def settled(store: RedisStore) -> None:
     doubt = await store.doubt()
     if doubt is not None:
         await store.settle(doubt)
+
+
+def test_a_redis_takes_the_documented_configuration(tmp_path: Path) -> None:
+    [block] = re.findall(
+        r"^```\n(.*?maxmemory-policy.*?)^```", (ROOT / "docs" / "redis.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    config = tmp_path / "redis.conf"
+    config.write_text(block)
+    with running(tmp_path / "redis", "--include", str(config)) as server, server.client() as client:
+        assert client.config_get("min-replicas-*") == {"min-replicas-to-write": "1", "min-replicas-max-lag": "10"}
 
 
 @pytest.mark.fault("F38")

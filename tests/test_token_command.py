@@ -92,6 +92,7 @@ def test_what_is_made_is_what_it_is_called(unit: Unit, issuer: Path, arguments: 
     assert cookie_verdict(unit, cookie, peers=(peer,)) == expected
     explained = run(variables, "explain", "--cell", "demo", "--cookie", given=wrapped.stdout)
     assert explained.returncode == (0 if expected == "200" else 1)
+    assert explained.stdout.startswith("kind       ")
 
 
 @needs("curl")

@@ -527,7 +527,12 @@ def long_check(snapshot: bytes, file: Path) -> Iterator[tuple[subprocess.Popen[b
     file.write_bytes(with_deflated(snapshot, "20_webdav/zeros", deflated_zeros(255), size=255 * BLOCK))
     terminal, given = pty.openpty()
     command = [sys.executable, "-m", "server.exporter", "verify", str(file)]
-    with subprocess.Popen(command, env={}, stdout=subprocess.PIPE, stderr=given) as process:
+
+    def heed_signals() -> None:
+        # What a shell starts in its background does not.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, env={}, stdout=subprocess.PIPE, stderr=given, preexec_fn=heed_signals) as process:
         os.close(given)
         try:
             yield process, terminal

@@ -189,7 +189,7 @@ class Environment:
                 value = opened.read(_SECRET_LIMIT + 2).rstrip(b"\r\n").decode("utf-8", "surrogateescape")
         except OSError as error:
             # Not the file's name: it may be the secret, where somebody took one variable for the other.
-            raise SettingError(f"{name}: the file can't be read ({type(error).__name__}).") from error
+            raise SettingError(f"{name}: the file can't be read ({error.strerror}).") from error
         if not value:
             raise SettingError(f"{name}: the file is empty.")
         return value

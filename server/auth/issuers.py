@@ -109,7 +109,8 @@ def read_issuers(path: Path) -> dict[str, Issuer]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SettingError(f"{SETTING}: {path} can't be read: {error}.") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise SettingError(f"{SETTING}: {path} can't be read ({why}).") from error
     tables = content.get("issuer")
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or len(content) != 1:
         raise SettingError(f"{SETTING}: {path} must consist of [[issuer]] tables.")
