@@ -1,9 +1,10 @@
 // node build/status.js CELL: the status of a cell's export, and what to do where there is none.
 import { status as codes } from "@grpc/grpc-js";
-import { answer, bearer, credentials, end, options, target, within } from "./connection.js";
+import { answer, bearer, credentials, options, within } from "./connection.js";
 import { CellExportService } from "./contract.js";
-import { failure, why } from "./errors.js";
+import { explanation, type Failure, failure, why } from "./errors.js";
 import type { GetCellExportResponse__Output } from "./generated/cellexport/v1/GetCellExportResponse.js";
+import { end, target } from "./settings.js";
 import { shown } from "./shown.js";
 
 process.once("uncaughtException", end);
@@ -16,26 +17,26 @@ try {
   );
   console.log(shown(cellExport));
 } catch (error) {
-  const failed = failure(error);
-  console.error(`${why(failed)}: ${advice(failed.reason, failed.code)}`);
-  process.exitCode = 1;
-} finally {
-  service.close();
+  console.error(explained(failure(error)));
+  // At once: a connection that is still coming about would hold the program.
+  process.exit(1);
 }
+service.close();
 
 /** Reasons are stable, and so are statuses; messages are for people, and may change. */
-function advice(reason: string, code: codes): string {
+function explained(failed: Failure): string {
+  const { code, reason } = failed;
   switch (reason) {
     case "CELL_NOT_FOUND":
-      return `there is no cell ${cell}.`;
+      return `${reason}: there is no cell ${cell}.`;
     case "TOKEN_EXPIRED":
-      return "get another token.";
+      return `${reason}: get another token.`;
     case "PRIVILEGE_LACKING":
     case "SCOPE_INSUFFICIENT":
-      return "this token is good, but not for that.";
+      return `${reason}: this token is good, but not for that.`;
   }
-  if (code === codes.UNAUTHENTICATED) return "the server doesn't take the token.";
+  if (code === codes.UNAUTHENTICATED) return `${why(failed)}: the server doesn't take the token.`;
+  if (!reason) return explanation(failed);
   // The calls of the service config were retried already.
-  if (code === codes.UNAVAILABLE) return "try again later.";
-  return "unexpected.";
+  return `${reason}: ${code === codes.UNAVAILABLE ? "try again later." : "unexpected."}`;
 }

@@ -1,10 +1,11 @@
 // node build/watch.js CELL: each change of a cell's status, until no export is under way.
 import { status as codes } from "@grpc/grpc-js";
 import { Backoff } from "./backoff.js";
-import { bearer, credentials, end, options, target } from "./connection.js";
+import { bearer, credentials, options } from "./connection.js";
 import { CellExportService } from "./contract.js";
-import { failure, why } from "./errors.js";
+import { explanation, failure } from "./errors.js";
 import type { WatchCellExportResponse__Output } from "./generated/cellexport/v1/WatchCellExportResponse.js";
+import { end, target } from "./settings.js";
 import { shown } from "./shown.js";
 
 // With these a watch may end that is worth opening again: where the server lets go of it, or of its connection.
@@ -26,11 +27,11 @@ for (;;) {
     if (failed.reason === "REVISION_UNKNOWN") revision = "0";
     // What a proxy says of a connection that broke behind it.
     else if (!PASSING.has(failed.code) && !(failed.code === codes.INTERNAL && !failed.reason)) {
-      console.error(why(failed));
+      console.error(explanation(failed));
       process.exitCode = 1;
       break;
     }
-    console.error(`${why(failed)}: watching again after revision ${revision}`);
+    if (!backoff.isOutage) console.error(`watching again after revision ${revision}: ${explanation(failed)}`);
     await backoff.wait(failed.retryAfterMs);
   }
 }
@@ -41,6 +42,7 @@ async function watch(): Promise<void> {
   const request = { cell, afterRevision: revision, untilReady: true };
   const messages = service.WatchCellExport(request, bearer("TOKEN"));
   for await (const message of messages as AsyncIterable<WatchCellExportResponse__Output>) {
+    if (backoff.isOutage) console.error("the server answers again");
     backoff.reset();
     revision = message.revision;
     // Without a status the message says that the last one still holds.

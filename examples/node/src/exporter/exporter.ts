@@ -1,13 +1,15 @@
 // Takes exports from the server, one after the other, and sees each through to its end.
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
-import type { ClientUnaryCall } from "@grpc/grpc-js";
+import { type ClientUnaryCall, status as codes } from "@grpc/grpc-js";
+import { Backoff } from "../backoff.js";
 import { answer, within } from "../connection.js";
-import { failure, why } from "../errors.js";
+import { explanation, type Failure, failure, why } from "../errors.js";
 import type { ClaimedExport__Output } from "../generated/cellexport/v1/ClaimedExport.js";
 import type { ClaimExportResponse__Output } from "../generated/cellexport/v1/ClaimExportResponse.js";
 import type { ExporterServiceClient } from "../generated/cellexport/v1/ExporterService.js";
 import type { FinishExportResponse__Output } from "../generated/cellexport/v1/FinishExportResponse.js";
+import { SettingError } from "../settings.js";
 import type { SnapshotArea } from "./area.js";
 import { Ended, errno, LeaseLost, type Reason } from "./ending.js";
 import { breathe, isPassing, Lease, token } from "./lease.js";
@@ -20,13 +22,15 @@ const CALL_SECONDS = 3;
 // How long an exporter that was told to end tries to say so.
 const FAREWELL_MS = 3000;
 const INTERRUPTIONS: readonly Reason[] = ["REASON_SHUTDOWN", "REASON_CANCELLED"];
+const REFUSALS: ReadonlySet<codes> = new Set([codes.UNAUTHENTICATED, codes.PERMISSION_DENIED]);
 const FULL = ["ENOSPC", "EDQUOT", "EFBIG"];
 
 export class Exporter {
   readonly #service: ExporterServiceClient;
   readonly #cells: string;
   readonly #area: SnapshotArea;
-  #isStopping = false;
+  readonly #stopping = new AbortController();
+  readonly #backoff = new Backoff();
   #claiming: ClientUnaryCall | null = null;
 
   /** @param cells the directory `cells` of the unit. */
@@ -38,8 +42,12 @@ export class Exporter {
 
   /** End soon: an export that is being written is interrupted. */
   stop(): void {
-    this.#isStopping = true;
+    this.#stopping.abort();
     this.#claiming?.cancel();
+  }
+
+  get #isStopping(): boolean {
+    return this.#stopping.signal.aborted;
   }
 
   /** Do exports until told to stop, or until the server refuses the token. */
@@ -50,23 +58,31 @@ export class Exporter {
       try {
         const { claimedExport } = await this.#claim(requestId);
         requestId = randomUUID();
+        if (this.#backoff.isOutage) log("info", "the server answers again");
+        this.#backoff.reset();
         if (claimedExport) await this.#export(claimedExport);
       } catch (error) {
         const failed = failure(error);
+        if (REFUSALS.has(failed.code) && !isPassing(failed)) throw new SettingError(refused(failed));
         if (!isPassing(failed)) throw error;
-        if (!this.#isStopping) {
-          log("warning", "the server gives no work", { reason: why(failed) });
-          await breathe();
-        }
+        if (!this.#isStopping) await this.#wait(failed);
       }
     }
   }
 
   #claim(requestId: string): Promise<ClaimExportResponse__Output> {
-    const request = { requestId, wait: { seconds: WAIT_SECONDS } };
+    // A server that was away is asked for an answer at once, to know that it is back.
+    const request = { requestId, wait: { seconds: this.#backoff.isOutage ? 0 : WAIT_SECONDS } };
     return answer<ClaimExportResponse__Output>((done) => {
       this.#claiming = this.#service.ClaimExport(request, token(), within(WAIT_SECONDS + 5), done);
     });
+  }
+
+  /** Leave the server alone for a while, and say why, once. */
+  async #wait(failed: Failure): Promise<void> {
+    const reason = explanation(failed);
+    if (!this.#backoff.isOutage) log("warning", "the server gives no work: trying again", { reason });
+    await this.#backoff.wait(failed.retryAfterMs, this.#stopping.signal);
   }
 
   async #export(claimed: ClaimedExport__Output): Promise<void> {
@@ -146,6 +162,11 @@ export class Exporter {
       }
     }
   }
+}
+
+function refused(failed: Failure): string {
+  const advice = "set CELLEXPORT_EXPORTER_TOKEN, or CELLEXPORT_MASTER_TOKEN, to one it takes.";
+  return `the server refuses the token (${why(failed)}): ${advice}`;
 }
 
 type Result = "RESULT_SUCCEEDED" | "RESULT_INTERRUPTED" | "RESULT_FAILED";

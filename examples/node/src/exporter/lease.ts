@@ -3,7 +3,7 @@ import { randomInt } from "node:crypto";
 import { setTimeout as pause } from "node:timers/promises";
 import { status as codes } from "@grpc/grpc-js";
 import { answer, bearer, within } from "../connection.js";
-import { type Failure, failure, why } from "../errors.js";
+import { explanation, type Failure, failure, why } from "../errors.js";
 import type { ClaimedExport__Output } from "../generated/cellexport/v1/ClaimedExport.js";
 import type { ExporterServiceClient } from "../generated/cellexport/v1/ExporterService.js";
 import type { ReportProgressResponse__Output } from "../generated/cellexport/v1/ReportProgressResponse.js";
@@ -43,6 +43,7 @@ export class Lease {
   readonly #seconds: number;
   readonly #over = new AbortController();
   #sequence = 0;
+  #isHeard = true;
   #isLost = false;
   #isCancelled = false;
 
@@ -104,12 +105,16 @@ export class Lease {
         this.#service.ReportProgress(request, token(), limit, done),
       );
       this.#isCancelled ||= cancelRequested;
+      this.#isHeard = true;
       return true;
     } catch (error) {
       const failed = failure(error);
       // LEASE_LOST, above all. To go on would be work for nobody.
       this.#isLost ||= !isPassing(failed);
-      log("warning", this.#isLost ? "the lease is lost" : "the server takes no report", { reason: why(failed) });
+      // Once, however long the server is away.
+      if (this.#isLost) log("warning", "the lease is lost", { reason: why(failed) });
+      else if (this.#isHeard) log("warning", "the server takes no report", { reason: explanation(failed) });
+      this.#isHeard = false;
       return false;
     }
   }

@@ -1,0 +1,118 @@
+// Settings have the names of the programs' own. A bad one ends a program with a sentence, and status 2.
+import { X509Certificate } from "node:crypto";
+import { existsSync, readFileSync } from "node:fs";
+import { resolve } from "node:path";
+import { createSecureContext } from "node:tls";
+import { getSystemErrorMap } from "node:util";
+
+const CA = "CELLEXPORT_GRPC_CA";
+const CERT = "CELLEXPORT_GRPC_CLIENT_CERT";
+const KEY = "CELLEXPORT_GRPC_CLIENT_KEY";
+
+/** Thrown where a setting is no good. Its text names the variable and says what to do. */
+export class SettingError extends Error {}
+
+/** For errors that nobody caught: of a bad setting a sentence is enough. */
+export function end(error: unknown): never {
+  if (!(error instanceof SettingError)) throw error;
+  console.error(error.message);
+  process.exit(2);
+}
+
+/** Where the server is. */
+export function target(): string {
+  const name = process.env.CELLEXPORT_GRPC_TARGET || process.env.CELLEXPORT_GRPC_LISTEN || "127.0.0.1:50051";
+  const host = name.slice(name.lastIndexOf("/") + 1).replace(/:[0-9]+$/, "");
+  const isLocal = name.startsWith("unix:") || ["localhost", "127.0.0.1", "[::1]"].includes(host);
+  if (!isLocal && !process.env[CA] && process.env.CELLEXPORT_PLAINTEXT !== "allow") {
+    throw new SettingError(
+      `CELLEXPORT_GRPC_TARGET: ${name} is another machine, and would get the token in the open. ` +
+        `Set ${CA}, or CELLEXPORT_PLAINTEXT=allow if the network itself protects it.`,
+    );
+  }
+  return name;
+}
+
+/** A directory that has to be there. */
+export function directory(name: string, otherwise: string): string {
+  const path = resolve(process.env[name] || otherwise);
+  // Of all files only a directory has this name in it.
+  if (existsSync(`${path}/.`)) return path;
+  throw new SettingError(`${name}: ${path} is not a directory. Make it, or name one that is there.`);
+}
+
+/** How to know the server, and to be known by it. */
+export interface Tls {
+  authority: Buffer;
+  certificate: Buffer | null;
+  key: Buffer | null;
+}
+
+/** What the PEM files hold, or null for plaintext. */
+export function tls(): Tls | null {
+  const [authority, certificate, key] = [pem(CA), pem(CERT), pem(KEY)];
+  if (!certificate !== !key) throw new SettingError(`${CERT}, ${KEY}: only one of them is set. Set both, or none.`);
+  if (!authority) {
+    if (!key) return null;
+    throw new SettingError(`${CERT}: is set, but ${CA} is not. Set it to the authority of the server.`);
+  }
+  // Node passes over an authority that is none, and then trusts nobody.
+  must(() => new X509Certificate(authority), `${CA}: ${process.env[CA]} holds no certificate in PEM.`);
+  if (certificate && key) {
+    const pair = `${KEY}: ${process.env[KEY]} is not the key in PEM to the certificate in ${process.env[CERT]}.`;
+    must(() => createSecureContext({ cert: certificate, key }), pair);
+  }
+  return { authority, certificate, key };
+}
+
+function pem(name: string): Buffer | null {
+  const file = process.env[name];
+  if (!file) return null;
+  try {
+    return readFileSync(file);
+  } catch (error) {
+    throw new SettingError(`${name}: ${file} can't be read (${inWords(error)}).`);
+  }
+}
+
+function must(use: () => unknown, sentence: string): void {
+  try {
+    use();
+  } catch {
+    throw new SettingError(sentence);
+  }
+}
+
+const latest = new Map<string, string>();
+
+/** A token: the first of those variables that is set. */
+export function token(...names: string[]): string {
+  for (const name of names) {
+    const found = secret(name);
+    if (!found) continue;
+    if (/^[!-~]+$/.test(found)) return found;
+    throw new SettingError(`${name}: must be printable ASCII characters without blanks.`);
+  }
+  const either = names.join(" or ");
+  throw new SettingError(`${either}: is not set. Set it to a token, or ${names[0]}_FILE to a file that holds one.`);
+}
+
+/** Tokens of the mesh live for minutes, so a file is read anew for each call. One that is gone leaves the last. */
+function secret(name: string): string | undefined {
+  const file = process.env[`${name}_FILE`];
+  if (!file) return process.env[name];
+  try {
+    const read = readFileSync(file, "utf8").trimEnd();
+    if (read) latest.set(name, read);
+  } catch (error) {
+    // Not the file's name: it may be the token, where somebody took one variable for the other.
+    if (!latest.has(name)) throw new SettingError(`${name}_FILE: the file can't be read (${inWords(error)}).`);
+  }
+  return latest.get(name);
+}
+
+/** What the system says of an error, without the call that it came from. */
+function inWords(error: unknown): string {
+  const { errno, message } = error as NodeJS.ErrnoException;
+  return getSystemErrorMap().get(errno ?? 0)?.[1] ?? message;
+}
