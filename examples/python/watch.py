@@ -16,11 +16,18 @@ from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 
 def main(cell: str) -> None:
     environment = Environment(os.environ)
-    if not os.environ.get("TOKEN"):
+    secret = environment.secret_source("TOKEN")
+    if secret is None:
         raise SettingError("TOKEN: is not set. Set it to the token that make run printed, or another.")
-    with client.channel(client.target(environment), client.tls(environment)) as channel:
+
+    def token() -> client.Metadata:
+        """What to present: asked for each time, since tokens may be exchanged meanwhile, in TOKEN_FILE."""
+        return client.bearer(secret.latest().reveal())
+
+    target = client.target(environment)
+    with client.channel(target, client.tls(environment)) as channel:
         try:
-            status = get(channel, cell)
+            status = get(channel, cell, token())
             print(status.revision, shown(status), flush=True)
             after = status.revision
             for message in watching.watch(channel, cell, token, after_revision=after, until_ready=True):
@@ -28,18 +35,13 @@ def main(cell: str) -> None:
                 if message.HasField("cell_export"):
                     print(message.revision, shown(message.cell_export), flush=True)
         except grpc.RpcError as error:
-            sys.exit(explained(error))
+            sys.exit(explained(error, target))
 
 
-def get(channel: grpc.Channel, cell: str) -> CellExport:
+def get(channel: grpc.Channel, cell: str, token: client.Metadata) -> CellExport:
     """The status now. A call without a timeout may wait for ever."""
     stub = CellExportServiceStub(channel)
-    return stub.GetCellExport(GetCellExportRequest(cell=cell), metadata=token(), timeout=3).cell_export
-
-
-def token() -> client.Metadata:
-    """What to present: asked for each time, since tokens may be exchanged meanwhile."""
-    return client.bearer(os.environ["TOKEN"])
+    return stub.GetCellExport(GetCellExportRequest(cell=cell), metadata=token, timeout=3).cell_export
 
 
 def shown(status: CellExport) -> str:
@@ -51,11 +53,14 @@ def shown(status: CellExport) -> str:
     return f"ready {Outcome.Result.Name(outcome.result)} {Outcome.Reason.Name(outcome.reason)} {outcome.name}"
 
 
-def explained(error: grpc.RpcError) -> str:
+def explained(error: grpc.RpcError, target: str) -> str:
     """Reasons are stable, and so are statuses; messages are for people, and may change."""
     info = client.error_info(error)
     if info is None:
-        return f"{error.code().name}: the server could not be asked."
+        # The server's own code was not reached: what gRPC says is all there is.
+        details = " ".join((error.details() or "").split())
+        advice = "see that the server runs there, and that TLS is set alike on both sides."
+        return f"{error.code().name}: {target} could not be asked ({details}): {advice}"
     match info.reason:
         case "CELL_NOT_FOUND":
             return f"{info.reason}: there is no such cell."
