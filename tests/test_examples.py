@@ -92,6 +92,104 @@ def test_a_caller_without_a_token_says_so_in_one_sentence(shared_unit: Unit, cal
         assert re.fullmatch(r"TOKEN: is not set\..+\n", told.stderr)
 
 
+NO_SERVER = "127.0.0.1:1"
+ELSEWHERE = (
+    r"CELLEXPORT_GRPC_TARGET: foo is another machine, and .+ "
+    r"Set CELLEXPORT_GRPC_CA, or CELLEXPORT_PLAINTEXT=allow if .+\."
+)
+UNASKED = r"[A-Z]+: {target} could not be asked \({details}\): see that the server runs there, and that TLS .+\."
+
+
+def unasked(details: str, target: str = r"127\.0\.0\.1:[0-9]+") -> str:
+    return UNASKED.format(target=target, details=details)
+
+
+def last_line(text: str) -> str:
+    return text.rstrip("\n").rpartition("\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "status", "sentence"),
+    [
+        ("CELLEXPORT_GRPC_CA=/nope", 2, r"CELLEXPORT_GRPC_CA: /nope can't be read \([Nn]o such file.+\)\."),
+        ("CELLEXPORT_GRPC_CA={key}", 2, r"CELLEXPORT_GRPC_CA: .+ holds no certificate in PEM\."),
+        (
+            "CELLEXPORT_GRPC_CA={ca} CELLEXPORT_GRPC_CLIENT_KEY={key}",
+            2,
+            r"CELLEXPORT_GRPC_CLIENT_.+ Set both, or none\.",
+        ),
+        (
+            "CELLEXPORT_GRPC_CA={ca} CELLEXPORT_GRPC_CLIENT_CERT={ca} CELLEXPORT_GRPC_CLIENT_KEY={key}",
+            2,
+            r"CELLEXPORT_GRPC_CLIENT_KEY: .*is not the key .+\.",
+        ),
+        ("CELLEXPORT_GRPC_TARGET=foo", 2, ELSEWHERE),
+        ("TOKEN=ü", 2, r"TOKEN: must be .*printable ASCII.+\."),
+        ("TOKEN= TOKEN_FILE=/nope", 2, r"TOKEN_FILE: the file can't be read .+\."),
+        (f"CELLEXPORT_GRPC_TARGET={NO_SERVER}", 1, unasked("(?i:.*connec.* ?refused.*)", NO_SERVER)),
+        (
+            "CELLEXPORT_GRPC_CA={ca} CELLEXPORT_GRPC_SERVER_NAME=export.example",
+            1,
+            unasked("(?i:.*wrong.version.number.*)"),
+        ),
+    ],
+)
+def test_a_mistake_of_who_runs_a_caller_is_told_in_one_sentence(
+    shared_unit: Unit, caller: dict[str, list[str]], tmp_path: Path, mistake: str, status: int, sentence: str
+) -> None:
+    authority = Authority(tmp_path, "authority")
+    settings = mistake.format(ca=authority.file, key=authority.issue("client").key)
+    told = run(shared_unit, "env", *settings.split(" "), *caller["status"], "demo")
+    assert (told.returncode, told.stdout) == (status, "")
+    # grpc of Python logs how a handshake ended, too.
+    assert re.fullmatch(sentence, last_line(told.stderr)), told.stderr
+    assert status == 1 or told.stderr.count("\n") == 1
+
+
+@needs("npm")
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        ("CELLEXPORT_UNIT_DIR=/nope", r"CELLEXPORT_UNIT_DIR: /nope is not a directory\. Make it, or name .+\."),
+        ("CELLEXPORT_UNIT_DIR={unit}", r"CELLEXPORT_UNIT_DIR: no snapshots can be written in .+ \(.+\)\."),
+        ("CELLEXPORT_GRPC_TARGET=foo", ELSEWHERE),
+        ("CELLEXPORT_MASTER_TOKEN=", r"CELLEXPORT_EXPORTER_TOKEN or CELLEXPORT_MASTER_TOKEN: is not set\. .+\."),
+        (
+            "CELLEXPORT_EXPORTER_TOKEN=wrong",
+            r"the server refuses the token \(TOKEN_INVALID\): set CELLEXPORT_EXPORTER_TOKEN, or .+ to one it takes\.",
+        ),
+    ],
+)
+def test_a_mistake_of_who_runs_the_exporter_in_node_is_told_in_one_sentence(
+    shared_unit: Unit, node: Path, tmp_path: Path, mistake: str, sentence: str
+) -> None:
+    # Where a directory should be.
+    (tmp_path / "snapshots").touch()
+    told = run(shared_unit, "env", mistake.format(unit=tmp_path), "node", node / "exporter" / "main.js")
+    assert told.returncode == 2
+    assert re.fullmatch(sentence, last_line(told.stderr)), told.stderr
+    # Whatever else was said is of its log.
+    assert all(json.loads(line)["level"] == "info" for line in told.stderr.splitlines()[:-1])
+
+
+@needs("npm")
+@pytest.mark.parametrize("program", ["watch", "exporter/main"])
+def test_a_program_in_node_says_once_that_the_server_is_away_and_once_that_it_is_back(
+    unit: Unit, node: Path, tmp_path: Path, program: str
+) -> None:
+    output = tmp_path / "output"
+    with running(unit, output, "node", node / f"{program}.js", "demo") as process:
+        eventually(lambda: "could not be asked" in output.read_text())
+        # Meanwhile it goes on trying.
+        unit.start_server()
+        eventually(lambda: "the server answers again" in output.read_text())
+        process.terminate()
+        process.wait(10)
+    said = output.read_text()
+    assert re.search(unasked(".*ECONNREFUSED.*", target(unit)), said)
+    assert said.count("could not be asked") == said.count("answers again") == 1
+
+
 def test_a_caller_speaks_tls_and_presents_a_certificate(
     unit: Unit, caller: dict[str, list[str]], tmp_path: Path
 ) -> None:
@@ -198,6 +296,15 @@ def test_the_shell_script_watches_without_a_copy_of_the_contract(unit: Unit) -> 
     )
     assert watched.returncode == 0, watched.stderr
     assert '"state": "STATE_READY"' in watched.stdout
+
+
+def test_the_shell_script_that_watches_says_that_no_server_was_reached(unit: Unit) -> None:
+    buf = Path(sys.executable).parent / "buf"
+    told = run(unit, "env", f"BUF={buf}", SHELL / "watch.sh", "demo")
+    assert (told.returncode, told.stdout) == (1, "")
+    assert re.fullmatch(
+        f"{target(unit)} could not be asked: see that the server runs there, without TLS, .+\n", told.stderr
+    )
 
 
 @needs("npm")
