@@ -46,6 +46,12 @@ class _Request:
     holder: str
 
 
+def _request(request_id: str, holder: str) -> _Request:
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise Refused(Refusal.CLAIM_INVALID)
+    return _Request(hash_held(request_id, holder), holder)
+
+
 class Claims:
     """Besides what is said there, every method raises what the store raises."""
 
@@ -70,15 +76,24 @@ class Claims:
         Raises:
             Refused: CLAIM_INVALID, SERVER_SHUTDOWN
         """
-        if not _REQUEST_ID.fullmatch(request_id):
-            raise Refused(Refusal.CLAIM_INVALID)
-        request = _Request(hash_held(request_id, holder), holder)
+        request = _request(request_id, holder)
         with self._records.changes(QUEUE) as queued:
             self._waiting.add(queued)
             try:
                 return await self._claim_when_queued(request, wait_seconds, queued)
             finally:
                 self._waiting.discard(queued)
+
+    async def give_back(self, request_id: str, holder: str) -> None:
+        """Let others claim what the caller was given by that request, and has not begun.
+
+        Raises:
+            Refused: CLAIM_INVALID
+        """
+        request = _request(request_id, holder)
+        for record in await self._records.underway():
+            if steps.give_back(record, request.id) is not None:
+                await self._records.step(record.cell, lambda latest: steps.give_back(latest, request.id))
 
     async def _claim_when_queued(self, request: _Request, wait_seconds: float, queued: asyncio.Event) -> Claim | None:
         deadline = time.monotonic() + wait_seconds

@@ -114,6 +114,9 @@ class ExporterService:
         }
 
     async def _claim(self, request: exporter_pb2.ClaimExportRequest, call: Call) -> exporter_pb2.ClaimExportResponse:
+        if request.give_back:
+            await self._claims.give_back(request.request_id, call.identity.holder)
+            return exporter_pb2.ClaimExportResponse()
         wait = min(messages.seconds(request.wait), _LONGEST_WAIT_SECONDS)
         claim = await self._claims.claim(request.request_id, wait, call.identity.holder)
         if claim is None:

@@ -46,9 +46,15 @@ def release(record: CellRecord, proof: LeaseProof) -> CellRecord | None:
     export = record.export
     if export is None or not _is_live(export, proof) or export.token_hash != proof.token_hash:
         return None
-    return replace(
-        record, export=replace(export, phase=Phase.QUEUED, epoch=0, request_id="", token_hash="", sequence=0)
-    )
+    return replace(record, export=_queued(export))
+
+
+def give_back(record: CellRecord, request_id: str) -> CellRecord | None:
+    """Put an export back into the queue that its exporter, who claimed it by that request, can't have begun."""
+    export = record.export
+    if export is None or export.phase is not Phase.CLAIMED or export.request_id != request_id or export.sequence:
+        return None
+    return replace(record, export=_queued(export))
 
 
 def advance(record: CellRecord, proof: LeaseProof, sequence: int, progress: Progress) -> CellRecord | None:
@@ -173,6 +179,10 @@ def _held(record: CellRecord, proof: LeaseProof) -> Export:
 def _is_live(export: Export, proof: LeaseProof) -> bool:
     same = export.export_id == proof.export_id and export.epoch == proof.epoch
     return same and export.phase is Phase.CLAIMED
+
+
+def _queued(export: Export) -> Export:
+    return replace(export, phase=Phase.QUEUED, epoch=0, request_id="", token_hash="", sequence=0)
 
 
 def _is_of(outcome: Outcome, proof: LeaseProof) -> bool:

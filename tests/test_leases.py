@@ -72,6 +72,46 @@ def test_a_claim_whose_caller_has_gone_is_given_to_the_next(unit: Unit, exporter
     assert exporter.claim() is not None
 
 
+def test_what_was_claimed_and_not_begun_can_be_given_back(unit: Unit, exporter: HandExporter) -> None:
+    unit.begin("one")
+    claimed = exporter.claim(request_id="0123456789abcdef")
+    assert claimed is not None
+    with unchanged(unit):
+        exporter.give_back("fedcba9876543210")
+    exporter.give_back("0123456789abcdef")
+    with pytest.raises(grpc.RpcError) as lost:
+        exporter.report(claimed, 1, 1)
+    assert refused(lost) == ("ABORTED", "LEASE_LOST")
+    again = exporter.claim(request_id="0123456789abcdef")
+    assert again is not None
+    assert again.lease.export_id == claimed.lease.export_id
+    assert again.lease.epoch > claimed.lease.epoch
+    exporter.report(again, 1, 1)
+    with unchanged(unit):
+        exporter.give_back("0123456789abcdef")
+    # Nor does it take anything.
+    unit.add_cell("other")
+    unit.begin(cell="other")
+    exporter.give_back("0123456789abcdef")
+    assert exporter.must_claim().cell == "other"
+
+
+@pytest.mark.timeout(120)
+def test_an_exporter_that_ends_just_as_it_is_given_an_export_keeps_it_from_nobody(
+    unit: Unit, exporter: HandExporter
+) -> None:
+    for moment in range(12):
+        bundled = unit.start_exporter()
+        eventually(lambda: exporter.claim(wait=0) is None)
+        unit.begin()
+        time.sleep(moment / 4000)  # the moment is what is tried
+        assert bundled.terminate() == 0
+        if unit.get().state == CellExport.STATE_EXPORTING:
+            claimed = exporter.claim(wait=0)
+            assert claimed is not None
+            exporter.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_INTERNAL)
+
+
 @pytest.mark.fault("F55")
 def test_progress_is_whole_percent_never_falls_and_is_at_most_99(unit: Unit, exporter: HandExporter) -> None:
     unit.begin()

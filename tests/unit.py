@@ -36,6 +36,7 @@ from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from cellexport.v1.exporter_pb2 import (
     ClaimedExport,
     ClaimExportRequest,
+    ClaimExportResponse,
     FinishExportRequest,
     Progress,
     ReportProgressRequest,
@@ -371,6 +372,10 @@ class HandExporter:
         request = self.claim_request(wait=wait, request_id=request_id)
         response = self.stub.ClaimExport(request, metadata=self.metadata, timeout=wait + 5)
         return response.claimed_export if response.HasField("claimed_export") else None
+
+    def give_back(self, request_id: str) -> None:
+        request = ClaimExportRequest(request_id=request_id, give_back=True)
+        assert self.stub.ClaimExport(request, metadata=self.metadata, timeout=5) == ClaimExportResponse()
 
     def must_claim(self) -> ClaimedExport:
         claimed = self.claim()

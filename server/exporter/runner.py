@@ -5,6 +5,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -37,6 +38,7 @@ _RETRY_SECONDS = 0.5
 _PATIENCE_SECONDS = 3.0
 # How long an exporter that was told to end tries to say so.
 _FAREWELL_SECONDS = 3.0
+_GIVE_BACK_SECONDS = 1.0
 _REFUSALS = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 
 _log = logging.getLogger(__name__)
@@ -107,6 +109,7 @@ class Runner:
             try:
                 response = call.result()
             except grpc.FutureCancelledError:
+                self._give_back(request_id)
                 return None
             except grpc.RpcError as error:
                 self._say_away(error)
@@ -114,6 +117,12 @@ class Runner:
                 continue
             self._say_back()
             return response.claimed_export if response.HasField("claimed_export") else None
+
+    def _give_back(self, request_id: str) -> None:
+        """A claim may be answered in the moment it is cancelled: nobody is to wait for its lease to run out."""
+        request = ClaimExportRequest(request_id=request_id, give_back=True)
+        with suppress(grpc.RpcError):
+            self._stub.ClaimExport(request, metadata=self._metadata(), timeout=_GIVE_BACK_SECONDS)
 
     def _do(self, claimed: ClaimedExport) -> None:
         labels = {"cell": claimed.cell, "snapshot": claimed.name, "request_key": claimed.request_key}

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63\x65llexport/v1/exporter.proto\x12\rcellexport.v1\x1a\x1f\x63\x65llexport/v1/cell_export.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Q\n\x12\x43laimExportRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x13\x43laimExportResponse\x12\x34\n\x0e\x63laimed_export\x18\x01 \x01(\x0b\x32\x1c.cellexport.v1.ClaimedExport\"\xe9\x01\n\rClaimedExport\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\x12#\n\x05lease\x18\x02 \x01(\x0b\x32\x14.cellexport.v1.Lease\x12\x31\n\x0elease_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04name\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05owner\x18\x06 \x01(\t\x12\x10\n\x08unit_url\x18\x07 \x01(\t\x12\x13\n\x0brequest_key\x18\x08 \x01(\t\"\x8b\x01\n\x05Lease\x12\x11\n\texport_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\r\n\x05token\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0brequest_key\x18\x06 \x01(\t\"\x87\x01\n\x15ReportProgressRequest\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\x12#\n\x05lease\x18\x02 \x01(\x0b\x32\x14.cellexport.v1.Lease\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12)\n\x08progress\x18\x04 \x01(\x0b\x32\x17.cellexport.v1.Progress\"2\n\x16ReportProgressResponse\x12\x18\n\x10\x63\x61ncel_requested\x18\x01 \x01(\x08\"\x87\x01\n\x08Progress\x12\x11\n\twork_done\x18\x01 \x01(\x03\x12\x12\n\nwork_total\x18\x02 \x01(\x03\x12\x14\n\x0c\x65ntries_done\x18\x03 \x01(\x03\x12\x15\n\rentries_total\x18\x04 \x01(\x03\x12\x12\n\nbytes_done\x18\x05 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x06 \x01(\x03\"\xa6\x01\n\x13\x46inishExportRequest\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\x12#\n\x05lease\x18\x02 \x01(\x0b\x32\x14.cellexport.v1.Lease\x12-\n\x06result\x18\x03 \x01(\x0e\x32\x1d.cellexport.v1.Outcome.Result\x12-\n\x06reason\x18\x04 \x01(\x0e\x32\x1d.cellexport.v1.Outcome.Reason\"F\n\x14\x46inishExportResponse\x12.\n\x0b\x63\x65ll_export\x18\x01 \x01(\x0b\x32\x19.cellexport.v1.CellExport2\x9f\x02\n\x0f\x45xporterService\x12T\n\x0b\x43laimExport\x12!.cellexport.v1.ClaimExportRequest\x1a\".cellexport.v1.ClaimExportResponse\x12]\n\x0eReportProgress\x12$.cellexport.v1.ReportProgressRequest\x1a%.cellexport.v1.ReportProgressResponse\x12W\n\x0c\x46inishExport\x12\".cellexport.v1.FinishExportRequest\x1a#.cellexport.v1.FinishExportResponseB0\n\x10io.cellexport.v1P\x01Z\x1a\x63\x65llexport/v1;cellexportv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63\x65llexport/v1/exporter.proto\x12\rcellexport.v1\x1a\x1f\x63\x65llexport/v1/cell_export.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"d\n\x12\x43laimExportRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tgive_back\x18\x03 \x01(\x08\"K\n\x13\x43laimExportResponse\x12\x34\n\x0e\x63laimed_export\x18\x01 \x01(\x0b\x32\x1c.cellexport.v1.ClaimedExport\"\xe9\x01\n\rClaimedExport\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\x12#\n\x05lease\x18\x02 \x01(\x0b\x32\x14.cellexport.v1.Lease\x12\x31\n\x0elease_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04name\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05owner\x18\x06 \x01(\t\x12\x10\n\x08unit_url\x18\x07 \x01(\t\x12\x13\n\x0brequest_key\x18\x08 \x01(\t\"\x8b\x01\n\x05Lease\x12\x11\n\texport_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\r\n\x05token\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0brequest_key\x18\x06 \x01(\t\"\x87\x01\n\x15ReportProgressRequest\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\x12#\n\x05lease\x18\x02 \x01(\x0b\x32\x14.cellexport.v1.Lease\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12)\n\x08progress\x18\x04 \x01(\x0b\x32\x17.cellexport.v1.Progress\"2\n\x16ReportProgressResponse\x12\x18\n\x10\x63\x61ncel_requested\x18\x01 \x01(\x08\"\x87\x01\n\x08Progress\x12\x11\n\twork_done\x18\x01 \x01(\x03\x12\x12\n\nwork_total\x18\x02 \x01(\x03\x12\x14\n\x0c\x65ntries_done\x18\x03 \x01(\x03\x12\x15\n\rentries_total\x18\x04 \x01(\x03\x12\x12\n\nbytes_done\x18\x05 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x06 \x01(\x03\"\xa6\x01\n\x13\x46inishExportRequest\x12\x0c\n\x04\x63\x65ll\x18\x01 \x01(\t\x12#\n\x05lease\x18\x02 \x01(\x0b\x32\x14.cellexport.v1.Lease\x12-\n\x06result\x18\x03 \x01(\x0e\x32\x1d.cellexport.v1.Outcome.Result\x12-\n\x06reason\x18\x04 \x01(\x0e\x32\x1d.cellexport.v1.Outcome.Reason\"F\n\x14\x46inishExportResponse\x12.\n\x0b\x63\x65ll_export\x18\x01 \x01(\x0b\x32\x19.cellexport.v1.CellExport2\x9f\x02\n\x0f\x45xporterService\x12T\n\x0b\x43laimExport\x12!.cellexport.v1.ClaimExportRequest\x1a\".cellexport.v1.ClaimExportResponse\x12]\n\x0eReportProgress\x12$.cellexport.v1.ReportProgressRequest\x1a%.cellexport.v1.ReportProgressResponse\x12W\n\x0c\x46inishExport\x12\".cellexport.v1.FinishExportRequest\x1a#.cellexport.v1.FinishExportResponseB0\n\x10io.cellexport.v1P\x01Z\x1a\x63\x65llexport/v1;cellexportv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,23 +36,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\020io.cellexport.v1P\001Z\032cellexport/v1;cellexportv1'
   _globals['_CLAIMEXPORTREQUEST']._serialized_start=145
-  _globals['_CLAIMEXPORTREQUEST']._serialized_end=226
-  _globals['_CLAIMEXPORTRESPONSE']._serialized_start=228
-  _globals['_CLAIMEXPORTRESPONSE']._serialized_end=303
-  _globals['_CLAIMEDEXPORT']._serialized_start=306
-  _globals['_CLAIMEDEXPORT']._serialized_end=539
-  _globals['_LEASE']._serialized_start=542
-  _globals['_LEASE']._serialized_end=681
-  _globals['_REPORTPROGRESSREQUEST']._serialized_start=684
-  _globals['_REPORTPROGRESSREQUEST']._serialized_end=819
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=821
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=871
-  _globals['_PROGRESS']._serialized_start=874
-  _globals['_PROGRESS']._serialized_end=1009
-  _globals['_FINISHEXPORTREQUEST']._serialized_start=1012
-  _globals['_FINISHEXPORTREQUEST']._serialized_end=1178
-  _globals['_FINISHEXPORTRESPONSE']._serialized_start=1180
-  _globals['_FINISHEXPORTRESPONSE']._serialized_end=1250
-  _globals['_EXPORTERSERVICE']._serialized_start=1253
-  _globals['_EXPORTERSERVICE']._serialized_end=1540
+  _globals['_CLAIMEXPORTREQUEST']._serialized_end=245
+  _globals['_CLAIMEXPORTRESPONSE']._serialized_start=247
+  _globals['_CLAIMEXPORTRESPONSE']._serialized_end=322
+  _globals['_CLAIMEDEXPORT']._serialized_start=325
+  _globals['_CLAIMEDEXPORT']._serialized_end=558
+  _globals['_LEASE']._serialized_start=561
+  _globals['_LEASE']._serialized_end=700
+  _globals['_REPORTPROGRESSREQUEST']._serialized_start=703
+  _globals['_REPORTPROGRESSREQUEST']._serialized_end=838
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=840
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=890
+  _globals['_PROGRESS']._serialized_start=893
+  _globals['_PROGRESS']._serialized_end=1028
+  _globals['_FINISHEXPORTREQUEST']._serialized_start=1031
+  _globals['_FINISHEXPORTREQUEST']._serialized_end=1197
+  _globals['_FINISHEXPORTRESPONSE']._serialized_start=1199
+  _globals['_FINISHEXPORTRESPONSE']._serialized_end=1269
+  _globals['_EXPORTERSERVICE']._serialized_start=1272
+  _globals['_EXPORTERSERVICE']._serialized_end=1559
 # @@protoc_insertion_point(module_scope)

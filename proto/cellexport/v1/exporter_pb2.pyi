@@ -27,8 +27,13 @@ class ClaimExportRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    GIVE_BACK_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """request_id makes the claim safe to retry: 16 to 64 of `A-Z a-z 0-9 _ -`, random, a new one for each claim."""
+    give_back: _builtins.bool
+    """give_back puts what was claimed with this request_id back into the queue, unless it has been reported on, and takes
+    nothing: for an exporter that ends while it waits, and so can't know whether it was given an export.
+    """
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
         """wait is how long to wait for an export if there is none: up to 30 seconds, longer is taken as that."""
@@ -38,10 +43,11 @@ class ClaimExportRequest(_message.Message):
         *,
         request_id: _builtins.str = ...,
         wait: _duration_pb2.Duration | None = ...,
+        give_back: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["give_back", b"give_back", "request_id", b"request_id", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

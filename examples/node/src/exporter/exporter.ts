@@ -65,7 +65,7 @@ export class Exporter {
         const failed = failure(error);
         if (REFUSALS.has(failed.code) && !isPassing(failed)) throw new SettingError(refused(failed));
         if (!isPassing(failed)) throw error;
-        if (!this.#isStopping) await this.#wait(failed);
+        await (this.#isStopping ? this.#giveBack(requestId) : this.#wait(failed));
       }
     }
   }
@@ -76,6 +76,13 @@ export class Exporter {
     return answer<ClaimExportResponse__Output>((done) => {
       this.#claiming = this.#service.ClaimExport(request, token(), within(WAIT_SECONDS + 5), done);
     });
+  }
+
+  /** A claim may be answered in the moment it is cancelled: nobody is to wait for its lease to run out. */
+  async #giveBack(requestId: string): Promise<void> {
+    await answer((done) => {
+      this.#service.ClaimExport({ requestId, giveBack: true }, token(), within(1), done);
+    }).catch(() => null);
   }
 
   /** Leave the server alone for a while, and say why, once. */
