@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 
 import click
 
@@ -15,7 +16,6 @@ from cellexport.settings import Environment, SettingError
 from server.auth.mint import MintError
 from server.config import Settings
 from server.door import ListenError
-from server.drain import LONGEST_GRACE_SECONDS
 from server.stores import StoreError
 from server.token_command import token
 from server.wiring import serving
@@ -64,12 +64,11 @@ async def _serve(settings: Settings) -> None:
     def on_signal() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-        _end_after(settings.drain_seconds + LONGEST_GRACE_SECONDS)
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    async with serving(settings) as address:
+    async with serving(settings, drained=_end_soon) as address:
         _log.info("serving", extra={"address": address, "unit_dir": str(settings.unit_dir)})
         if not settings.tokens.any():
             _log.warning(
@@ -81,14 +80,20 @@ async def _serve(settings: Settings) -> None:
         await stop.wait()
 
 
-def _end_after(seconds: float) -> None:
-    """End the program a second later than that, whatever hangs: a disk, say, or an event log that is a full pipe."""
-    # Should the log hang too, the other thread doesn't wait for it.
-    late = "not all that was to be written could be in time: the end isn't waited for"
-    for delay, end in ((0.5, lambda: _log.error(late)), (1.0, lambda: os._exit(1))):
-        timer = threading.Timer(seconds + delay, end)
-        timer.daemon = True
-        timer.start()
+def _end_soon() -> None:
+    """End the program in two seconds, whatever hangs: a disk, say, or an event log that is a full pipe."""
+
+    def end() -> None:
+        # In steps: a pause of the whole program is none of its own time.
+        for step in range(20):
+            time.sleep(0.1)
+            if step == 15:
+                late = "not all that was to be written could be in time: the end isn't waited for"
+                # Should the log hang, it isn't waited for either.
+                threading.Thread(target=_log.error, args=(late,), daemon=True).start()
+        os._exit(1)
+
+    threading.Thread(target=end, name="end", daemon=True).start()
 
 
 if __name__ == "__main__":

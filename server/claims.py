@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from server import steps
 from server.errors import Refusal, Refused
-from server.model import Export, LeaseProof, Trust
+from server.model import CellRecord, Export, LeaseProof, Trust
 from server.records import Records
 from server.stores import QUEUE
 
@@ -50,6 +50,10 @@ def _request(request_id: str, holder: str) -> _Request:
     if not _REQUEST_ID.fullmatch(request_id):
         raise Refused(Refusal.CLAIM_INVALID)
     return _Request(hash_held(request_id, holder), holder)
+
+
+def _is_of(record: CellRecord, request: _Request) -> bool:
+    return record.export is not None and record.export.request_id == request.id
 
 
 class Claims:
@@ -133,7 +137,8 @@ class Claims:
 
     async def _claim_oldest(self, request: _Request) -> Claim | None:
         token = secrets.token_urlsafe(16)
-        for record in await self._records.underway():
+        # First of all what the same request was given before: its answer may have been lost.
+        for record in sorted(await self._records.underway(), key=lambda record: not _is_of(record, request)):
             export = record.export
             if export is None or record.trust is Trust.DOUBTFUL:
                 continue

@@ -9,7 +9,7 @@ import grpc
 from server.health import Health
 
 # How long calls that are being served may take to end.
-LONGEST_GRACE_SECONDS = 9.0
+LONGEST_GRACE_SECONDS = 8.0
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Drain:
         self._closing = closing
 
     async def run(self) -> None:
-        """Drain, and return when no call is served any more: at the latest `seconds` and 9 s from now."""
+        """Drain, and return when no call is served any more: at the latest `seconds` and 8 s from now."""
         self._health.drain()
         _log.info("draining: health is NOT_SERVING", extra={"seconds": self._seconds})
         await asyncio.sleep(self._seconds)

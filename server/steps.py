@@ -42,19 +42,19 @@ def claim(record: CellRecord, export_id: str, request_id: str, token_hash: str) 
 
 
 def release(record: CellRecord, proof: LeaseProof) -> CellRecord | None:
-    """Put an export back into the queue whose exporter went away before it heard of the claim."""
+    """Take an export from an exporter that went away before it heard of the claim."""
     export = record.export
     if export is None or not _is_live(export, proof) or export.token_hash != proof.token_hash:
         return None
-    return replace(record, export=_queued(export))
+    return replace(record, export=_unclaimed(export))
 
 
 def give_back(record: CellRecord, request_id: str) -> CellRecord | None:
-    """Put an export back into the queue that its exporter, who claimed it by that request, can't have begun."""
+    """Take an export from an exporter that can't have begun it, and claimed it by that request."""
     export = record.export
     if export is None or export.phase is not Phase.CLAIMED or export.request_id != request_id or export.sequence:
         return None
-    return replace(record, export=_queued(export))
+    return replace(record, export=_unclaimed(export))
 
 
 def advance(record: CellRecord, proof: LeaseProof, sequence: int, progress: Progress) -> CellRecord | None:
@@ -181,8 +181,10 @@ def _is_live(export: Export, proof: LeaseProof) -> bool:
     return same and export.phase is Phase.CLAIMED
 
 
-def _queued(export: Export) -> Export:
-    return replace(export, phase=Phase.QUEUED, epoch=0, request_id="", token_hash="", sequence=0)
+def _unclaimed(export: Export) -> Export:
+    """The export without an exporter: queued, or on its way to its end if that is wanted."""
+    phase = Phase.EXPIRING if export.cancelled else Phase.QUEUED
+    return replace(export, phase=phase, epoch=0, request_id="", token_hash="", sequence=0, stalled=False)
 
 
 def _is_of(outcome: Outcome, proof: LeaseProof) -> bool:

@@ -51,11 +51,14 @@ _SERVICES = (
 
 
 @asynccontextmanager
-async def serving(settings: Settings, *, clock: Callable[[], int] = now_ms) -> AsyncIterator[str]:
+async def serving(
+    settings: Settings, *, clock: Callable[[], int] = now_ms, drained: Callable[[], None] = lambda: None
+) -> AsyncIterator[str]:
     """Serve as long as the context is open. Its value is the address that calls reach.
 
     Args:
         clock: milliseconds since 1970.
+        drained: called when no call is served any more, before what is left is closed.
 
     Raises:
         StoreError: if the store can't be used.
@@ -119,6 +122,7 @@ async def serving(settings: Settings, *, clock: Callable[[], int] = now_ms) -> A
             stack.push_async_callback(_cancel, asyncio.create_task(task))
         closing = (watches.close, claims.close, health.close, reflection.close)
         drain = Drain(server, health, seconds=settings.drain_seconds, closing=closing)
+        stack.callback(drained)
         stack.push_async_callback(drain.run)
         yield address
 

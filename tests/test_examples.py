@@ -125,6 +125,11 @@ def last_line(text: str) -> str:
         ),
         ("CELLEXPORT_GRPC_TARGET=foo", 2, ELSEWHERE),
         ("TOKEN=ü", 2, r"TOKEN: must be .*printable ASCII.+\."),
+        (
+            "CELLEXPORT_GRPC_CA={ca} CELLEXPORT_GRPC_CLIENT_CERT={ca} CELLEXPORT_GRPC_CLIENT_KEY=-----BEGIN",
+            2,
+            r"CELLEXPORT_GRPC_CLIENT_KEY: the file can't be read .+\.",
+        ),
         ("TOKEN= TOKEN_FILE=/nope", 2, r"TOKEN_FILE: the file can't be read .+\."),
         (f"CELLEXPORT_GRPC_TARGET={NO_SERVER}", 1, unasked("(?i:.*connec.* ?refused.*)", NO_SERVER)),
         (

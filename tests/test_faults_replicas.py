@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import grpc
@@ -142,10 +143,11 @@ def test_twenty_queued_exports_are_done_in_order_each_once_though_everything_res
             assert unit.wait_until_ready(cell).last_outcome.result == Outcome.RESULT_SUCCEEDED
     for cell in cells:
         assert [path.name for path in (unit.snapshots / cell).iterdir()] == [f"{cell}.zip"]
-    for exporter in exporters:
-        begun = [line["cell"] for line in exporter.lines() if line["message"] == "export begins"]
-        assert begun == sorted(begun)
-        assert begun
+    begun = [
+        [line["cell"] for line in exporter.lines() if line["message"] == "export begins"] for exporter in exporters
+    ]
+    assert all(cells_of_one == sorted(cells_of_one) for cells_of_one in begun)
+    assert sorted(chain(*begun)) == cells
     events = (unit.directory / "log" / "event.log").read_text()
     assert events.count('"cell.export",') == 20
 

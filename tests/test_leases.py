@@ -96,6 +96,29 @@ def test_what_was_claimed_and_not_begun_can_be_given_back(unit: Unit, exporter: 
     assert exporter.must_claim().cell == "other"
 
 
+def test_what_is_given_back_is_not_taken_for_what_another_was_given(unit: Unit, exporter: HandExporter) -> None:
+    unit.add_cell("younger")
+    for cell in ("demo", "younger"):
+        unit.begin(cell=cell)
+    exporter.claim(request_id="0123456789abcdef")
+    lost = exporter.claim(request_id="fedcba9876543210")
+    exporter.give_back("0123456789abcdef")
+    assert lost is not None
+    again = exporter.claim(request_id="fedcba9876543210")
+    assert again is not None
+    assert again.lease.export_id == lost.lease.export_id
+    assert exporter.must_claim().cell == "demo"
+
+
+def test_a_cancelled_export_that_is_given_back_is_over(unit: Unit, exporter: HandExporter) -> None:
+    unit.begin()
+    exporter.claim(request_id="0123456789abcdef")
+    unit.cancel()
+    exporter.give_back("0123456789abcdef")
+    assert unit.wait_until_ready(within=1.9).last_outcome.reason == Outcome.REASON_CANCELLED
+    assert exporter.claim(wait=0) is None
+
+
 @pytest.mark.timeout(120)
 def test_an_exporter_that_ends_just_as_it_is_given_an_export_keeps_it_from_nobody(
     unit: Unit, exporter: HandExporter

@@ -463,3 +463,12 @@ def test_to_another_machine_tls_is_enough(pki: Pki) -> None:
 def test_what_is_read_of_files_does_not_show_the_key(pki: Pki) -> None:
     files = PemFiles(PemFile("A", pki.server.certificate), PemFile("B", pki.server.key))
     assert re.search("PRIVATE|b'-", repr(PemWatch(files).latest).replace(repr(files.load().chain), "")) is None
+
+
+def test_a_key_that_is_given_in_the_place_of_its_path_is_not_shown(unit: Unit, pki: Pki) -> None:
+    settings = unit.settings | {"CELLEXPORT_GRPC_TLS_CERT": str(pki.server.certificate)}
+    server = unit.start("server", **settings, CELLEXPORT_GRPC_TLS_KEY=pki.server.key.read_text())
+    assert server.process.wait(10) == 2
+    said = server.log.read_text()
+    assert "CELLEXPORT_GRPC_TLS_KEY: the file can't be read (" in said
+    assert "PRIVATE KEY" not in said

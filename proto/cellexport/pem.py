@@ -45,7 +45,9 @@ class PemFile:
             with self.path.open("rb") as file:
                 content = file.read(_LIMIT + 1)
         except OSError as error:
-            raise SettingError(f"{self.variable}: {self.path} can't be read ({error.strerror}).") from error
+            # Not what should be a key's path: it may be the key.
+            what = "the file" if self.variable.endswith("_KEY") else self.path
+            raise SettingError(f"{self.variable}: {what} can't be read ({error.strerror}).") from error
         if len(content) > _LIMIT:
             raise SettingError(f"{self.variable}: {self.path} is larger than a certificate or a key ever is.")
         return content

@@ -71,7 +71,8 @@ function pem(name: string): Buffer | null {
   try {
     return readFileSync(file);
   } catch (error) {
-    throw new SettingError(`${name}: ${file} can't be read (${inWords(error)}).`);
+    // Not what should be a key's path: it may be the key.
+    throw new SettingError(`${name}: ${name === KEY ? "the file" : file} can't be read (${inWords(error)}).`);
   }
 }
 
@@ -89,26 +90,30 @@ const latest = new Map<string, string>();
 export function token(...names: string[]): string {
   for (const name of names) {
     const found = secret(name);
-    if (!found) continue;
-    if (/^[!-~]+$/.test(found)) return found;
-    throw new SettingError(`${name}: must be printable ASCII characters without blanks.`);
+    if (found) return found;
   }
   const either = names.join(" or ");
   throw new SettingError(`${either}: is not set. Set it to a token, or ${names[0]}_FILE to a file that holds one.`);
 }
 
-/** Tokens of the mesh live for minutes, so a file is read anew for each call. One that is gone leaves the last. */
+/** Tokens of the mesh live for minutes, so a file is read anew for each call. One that is gone, or no good, leaves the last. */
 function secret(name: string): string | undefined {
   const file = process.env[`${name}_FILE`];
-  if (!file) return process.env[name];
+  if (!file) return process.env[name] && checked(name, process.env[name]);
   try {
-    const read = readFileSync(file, "utf8").trimEnd();
-    if (read) latest.set(name, read);
+    latest.set(name, checked(`${name}_FILE`, readFileSync(file, "utf8").trimEnd()));
   } catch (error) {
+    if (latest.has(name)) return latest.get(name);
+    if (error instanceof SettingError) throw error;
     // Not the file's name: it may be the token, where somebody took one variable for the other.
-    if (!latest.has(name)) throw new SettingError(`${name}_FILE: the file can't be read (${inWords(error)}).`);
+    throw new SettingError(`${name}_FILE: the file can't be read (${inWords(error)}).`);
   }
   return latest.get(name);
+}
+
+function checked(name: string, token: string): string {
+  if (/^[!-~]+$/.test(token)) return token;
+  throw new SettingError(`${name}: must be printable ASCII characters without blanks.`);
 }
 
 /** What the system says of an error, without the call that it came from. */

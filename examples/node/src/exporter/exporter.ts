@@ -65,7 +65,8 @@ export class Exporter {
         const failed = failure(error);
         if (REFUSALS.has(failed.code) && !isPassing(failed)) throw new SettingError(refused(failed));
         if (!isPassing(failed)) throw error;
-        await (this.#isStopping ? this.#giveBack(requestId) : this.#wait(failed));
+        if (!this.#isStopping) await this.#wait(failed);
+        if (this.#isStopping) await this.#giveBack(requestId);
       }
     }
   }
