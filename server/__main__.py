@@ -20,6 +20,10 @@ from server.stores import StoreError
 from server.token_command import token
 from server.wiring import serving
 
+# How long the program may take to end once it has drained, counted from the signal, and at the least.
+_GRACE_SECONDS = 10.0
+_LEAST_SECONDS = 2.0
+
 _log = logging.getLogger("server")
 
 
@@ -60,15 +64,21 @@ def _explain(error: Exception) -> int:
 async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    over = 0.0
 
     def on_signal() -> None:
+        nonlocal over
+        over = time.monotonic() + settings.drain_seconds + _GRACE_SECONDS
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         stop.set()
 
+    def on_drained() -> None:
+        _end_within(max(_LEAST_SECONDS, over - time.monotonic()))
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    async with serving(settings, drained=_end_soon) as address:
+    async with serving(settings, drained=on_drained) as address:
         _log.info("serving", extra={"address": address, "unit_dir": str(settings.unit_dir)})
         if not settings.tokens.any():
             _log.warning(
@@ -80,14 +90,14 @@ async def _serve(settings: Settings) -> None:
         await stop.wait()
 
 
-def _end_soon() -> None:
-    """End the program in two seconds, whatever hangs: a disk, say, or an event log that is a full pipe."""
+def _end_within(seconds: float) -> None:
+    """End the program by then, whatever hangs: a disk, say, or an event log that is a full pipe."""
 
     def end() -> None:
         # In steps: a pause of the whole program is none of its own time.
-        for step in range(20):
+        for left in range(int(seconds * 10), 0, -1):
             time.sleep(0.1)
-            if step == 15:
+            if left == 5:
                 late = "not all that was to be written could be in time: the end isn't waited for"
                 # Should the log hang, it isn't waited for either.
                 threading.Thread(target=_log.error, args=(late,), daemon=True).start()

@@ -71,7 +71,8 @@ def test_the_procfile_runs_a_unit_and_ends_it(unit: Unit) -> None:
         for probe in ("readinessProbe", "livenessProbe"):
             assert unit.http(path=probes[probe]["httpGet"]["path"], token=None).status == 200
         assert unit.http("POST", body=b'{"Name":"by-procfile"}').status == 202
-        eventually(lambda: (unit.snapshots / "demo" / "by-procfile.zip").is_file())
+        unit.wait_until_ready()
+        assert (unit.snapshots / "demo" / "by-procfile.zip").is_file()
         with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
             large.truncate(4 * 1024**3)
         assert unit.http("POST").status == 202

@@ -122,7 +122,8 @@ class Runner:
         """A claim may be answered in the moment it is cancelled: nobody is to wait for its lease to run out."""
         request = ClaimExportRequest(request_id=request_id, give_back=True)
         with suppress(grpc.RpcError):
-            self._stub.ClaimExport(request, metadata=self._metadata(), timeout=_GIVE_BACK_SECONDS)
+            # A connection that broke with the answer may be coming back.
+            self._stub.ClaimExport(request, metadata=self._metadata(), timeout=_GIVE_BACK_SECONDS, wait_for_ready=True)
 
     def _do(self, claimed: ClaimedExport) -> None:
         labels = {"cell": claimed.cell, "snapshot": claimed.name, "request_key": claimed.request_key}

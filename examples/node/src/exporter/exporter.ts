@@ -82,7 +82,10 @@ export class Exporter {
   /** A claim may be answered in the moment it is cancelled: nobody is to wait for its lease to run out. */
   async #giveBack(requestId: string): Promise<void> {
     await answer((done) => {
-      this.#service.ClaimExport({ requestId, giveBack: true }, token(), within(1), done);
+      const metadata = token();
+      // A connection that broke with the answer may be coming back.
+      metadata.setOptions({ waitForReady: true });
+      this.#service.ClaimExport({ requestId, giveBack: true }, metadata, within(1), done);
     }).catch(() => null);
   }
 
