@@ -121,15 +121,16 @@ def explain_token(cell: str, cookie: bool) -> None:
         place = CellDirectory(settings.unit_dir / "cells").find(cell)
     except Refused as refused:
         raise click.UsageError(f"--cell: {refused.text} {refused.note}".strip()) from refused
+    cipher = _cipher(settings.tokens) if settings.tokens.unit_secret else None
     inside: str | None = given
     if cookie:
         peer = _input("Peer")
         credentials = Credentials(cookies=(given,), peers=(peer,))
-        inside = _opened(settings, PresentedCookie(given, peer), place)
+        inside = _opened(Cookies(cipher, settings.urls), PresentedCookie(given, peer), place) if cipher else None
     else:
         credentials = Credentials(authorization=f"Bearer {given}")
     if inside is not None:
-        local = LocalTokens(_cipher(settings.tokens), settings.urls) if settings.tokens.unit_secret else None
+        local = LocalTokens(cipher, settings.urls) if cipher else None
         for name, text in explain.describe(inside, place, local):
             click.echo(f"{name:11}{text}")
     status = explain.verdict(judge, credentials, place, Privilege.ROOT)
@@ -153,10 +154,10 @@ def _input(what: str) -> str:
     return sys.stdin.readline().strip()
 
 
-def _opened(settings: Settings, cookie: PresentedCookie, cell: Cell) -> str | None:
+def _opened(cookies: Cookies, cookie: PresentedCookie, cell: Cell) -> str | None:
     """The token in a cookie; None if it doesn't open, which is its verdict too."""
     try:
-        return Cookies(_cipher(settings.tokens), settings.urls).token(cookie, cell)
+        return cookies.token(cookie, cell)
     except Refused:
         return None
 

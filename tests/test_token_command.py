@@ -133,6 +133,8 @@ def test_an_explanation_says_what_is_in_a_token(unit: Unit, issuer: Path) -> Non
     assert "\x1b" not in said
     off = run(unit.variables(), "explain", "--cell", "demo", given=resident())
     assert "without CELLEXPORT_UNIT_SECRET" in off.stdout
+    off = run(unit.variables(), "explain", "--cell", "demo", "--cookie", given="cookie\npeer\n")
+    assert (off.returncode, off.stdout[:25]) == (1, "GET        PR401-AU-0009 ")
 
 
 def run_jwt(variables: Mapping[str, str], issuer: Path, *more: str) -> str:
