@@ -9,7 +9,8 @@ The way of one call, each step one file and one change of vocabulary:
               ──▶ records    read a record, decide, write it back if nobody else has
               ──▶ stores     the port; `stores.sqlite` and `stores.redis` are its adapters
 
-Outside of all that: `observation` sees each call begin and end, for `metrics`, traces and the log.
+Outside of all that: `observation` sees each call begin and end (`contexts` reads what is known of it), for
+`metrics`, traces and the log.
 
 Beside it: `cells` (the cell directory), `leases` (exports that nobody speaks for any more, and stores in doubt),
 `events` (the event log), `errors` (every refusal, as data), `limits` (of streams), `config` (settings), `door` (where

@@ -16,12 +16,12 @@ from cellexport.settings import Environment, SettingError
 from server.auth.mint import MintError
 from server.config import Settings
 from server.door import ListenError
+from server.drain import LONGEST_GRACE_SECONDS
 from server.stores import StoreError
 from server.token_command import token
 from server.wiring import serving
 
-# How long the program may take to end once it has drained, counted from the signal, and at the least.
-_GRACE_SECONDS = 10.0
+# How long the program may take to end once it has drained, at the least; the rest of calls' grace is its own, too.
 _LEAST_SECONDS = 2.0
 
 _log = logging.getLogger("server")
@@ -68,7 +68,7 @@ async def _serve(settings: Settings) -> None:
 
     def on_signal() -> None:
         nonlocal over
-        over = time.monotonic() + settings.drain_seconds + _GRACE_SECONDS
+        over = time.monotonic() + settings.drain_seconds + LONGEST_GRACE_SECONDS + _LEAST_SECONDS
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         stop.set()

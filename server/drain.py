@@ -35,7 +35,7 @@ class Drain:
         self._closing = closing
 
     async def run(self) -> None:
-        """Drain, and return when no call is served any more: at the latest `seconds` and 8 s from now."""
+        """Drain, and return when no call is served any more: at the latest `seconds` and the grace from now."""
         self._health.drain()
         _log.info("draining: health is NOT_SERVING", extra={"seconds": self._seconds})
         await asyncio.sleep(self._seconds)

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from cellexport import logs, request_key, tracing
-from cellexport.tracing import TRACEPARENT, TRACESTATE, Span, Spans
+from cellexport import logs, tracing
+from cellexport.tracing import TRACESTATE, Span, Spans
+from server import contexts
+from server.failures import Context
 
 if TYPE_CHECKING:
     from server.rpc_metrics import MethodMetrics, RpcMetrics
 
 _OURS = "/cellexport."
-# A caller takes its call back when the deadline passes, and we may hear that a little before ours has.
-_DEADLINE_SECONDS = 0.05
 # What is the server's fault, as OpenTelemetry's conventions see it.
 _FAILURES = frozenset(
     {
@@ -34,7 +34,6 @@ _FAILURES = frozenset(
 )
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Context = grpc.aio.ServicerContext[Any, Any]
 Unary = Callable[[Any, Context], Awaitable[Any]]
 Stream = Callable[[Any, Context], AsyncIterator[Any]]
 
@@ -68,7 +67,7 @@ class Observer(grpc.aio.ServerInterceptor):
             return None
         observed = self._observed.get(method)
         # The handler runs in this very task, and so do its lines for the log.
-        traceparent = _traceparent(handler_call_details.invocation_metadata)
+        traceparent = contexts.traceparent(handler_call_details.invocation_metadata)
         if traceparent is not None:
             logs.mark(trace_id=tracing.trace_id(traceparent))
         if observed is None or observed[0] is not handler:
@@ -181,57 +180,28 @@ class _Call:
             self._method.metrics.sent()
 
     def _end(self, context: Context) -> None:
-        code = _code(context, raised=self.raised)
+        code = contexts.code(context, raised=self.raised)
         if self._method.metrics is not None:
             self._method.metrics.ended(code, time.perf_counter() - self._began)
         if self._span is not None:
             attributes: tracing.Attributes = {
                 "rpc.grpc.status_code": code.value[0],
-                **_key(context, "cellexport.request_key"),
+                **contexts.key(context, "cellexport.request_key"),
             }
             self._span.end(attributes, failed=code in _FAILURES)
         if code is grpc.StatusCode.CANCELLED:
-            _log.debug("cancelled by its caller", extra={"method": self._method.path} | _key(context, "request_key"))
+            labels = {"method": self._method.path} | contexts.key(context, "request_key")
+            _log.debug("cancelled by its caller", extra=labels)
 
 
 def _begin(method: _Method, context: Context) -> Span | None:
     if method.spans is None:
         return None
     metadata = context.invocation_metadata() or ()
-    state = tracing.valid_state(_single(metadata, TRACESTATE))
-    span = method.spans.serve(method.path[1:], _traceparent(metadata), state, method.attributes)
+    state = tracing.valid_state(contexts.single(metadata, TRACESTATE))
+    span = method.spans.serve(method.path[1:], contexts.traceparent(metadata), state, method.attributes)
     logs.mark(trace_id=tracing.trace_id(span.traceparent))
     return span
-
-
-def _traceparent(metadata: Any) -> str | None:
-    return tracing.valid(_single(metadata, TRACEPARENT))
-
-
-def _single(metadata: Any, name: str) -> str | None:
-    """The value of that name, if there is one, and one alone."""
-    values = [value for key, value in metadata if key == name]
-    return values[0] if len(values) == 1 and isinstance(values[0], str) else None
-
-
-def _key(context: Context, name: str) -> dict[str, str]:
-    """The key that the call was given, or else, as long as it was given none, the one that it brought."""
-    key = _single(context.trailing_metadata() or (), request_key.METADATA)
-    key = key or _single(context.invocation_metadata() or (), request_key.METADATA)
-    return {name: key} if key and request_key.is_valid(key) else {}
-
-
-def _code(context: Context, *, raised: bool) -> grpc.StatusCode:
-    """How a call has ended, when its task is over."""
-    if not context.done():
-        # No status was sent: the call was taken back.
-        remaining: float | None = context.time_remaining()
-        late = remaining is not None and remaining < _DEADLINE_SECONDS
-        return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-    code = context.code()
-    if isinstance(code, grpc.StatusCode) and code is not grpc.StatusCode.OK:
-        return code
-    return grpc.StatusCode.UNKNOWN if raised else grpc.StatusCode.OK
 
 
 class _CountingContext:
