@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from cellexport import request_key
-from server import failures
+from server import contexts, failures
 from server.admission import Admission, Call, presented_in
 from server.auth.credentials import Credentials
 from server.auth.rights import Privilege
@@ -203,8 +203,7 @@ def _deserializer(message: type[Message]) -> Callable[[bytes], Message | None]:
 
 def _require_time(context: Context) -> None:
     """What nobody waits for any more must not be done."""
-    remaining: float | None = context.time_remaining()
-    if remaining is not None and remaining <= 0:
+    if contexts.remaining_seconds(context) <= 0:
         raise Refused(Refusal.DEADLINE_PASSED)
 
 

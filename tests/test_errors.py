@@ -1,8 +1,10 @@
 """Every error, over both doors: the same request has the same verdict."""
 
 import asyncio
+import itertools
 import json
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from werkzeug.test import Client
 from cellexport import client
 from cellexport.settings import Secret
 from cellexport.v1 import cell_export_pb2
-from cellexport.v1.cell_export_pb2 import GetCellExportRequest, StartCellExportRequest
+from cellexport.v1.cell_export_pb2 import GetCellExportRequest, GetCellExportResponse, StartCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from gateway import create_app
 from gateway.config import Settings
@@ -289,3 +291,26 @@ def test_no_call_takes_longer_than_its_rule_allows(unit: Unit) -> None:
             return raised.value
 
     assert asyncio.run(main()).code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_no_call_is_late_because_the_clock_is_set_while_its_time_is_reckoned(
+    unit: Unit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every fifth look, and ten calls: whatever else looks too, a jump falls into the reckoning of some call.
+    now, jumps = time.time, itertools.cycle([3600, 0, 0, 0, 0])
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+
+    async def answer(_: object, __: object) -> GetCellExportResponse:
+        return GetCellExportResponse()
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            port = await stack.enter_async_context(
+                broken_server(unit.directory / "cells", Rule(Privilege.ROOT, answer, most_seconds=10))
+            )
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+            get = CellExportServiceStub(channel).GetCellExport
+            for _ in range(10):
+                await get(GetCellExportRequest(cell="demo"), metadata=client.bearer(TOKEN), timeout=10)
+
+    asyncio.run(main())
