@@ -25,6 +25,7 @@ from server.auth.credentials import Credentials
 from server.auth.rights import Privilege
 from server.errors import Refusal, Refused
 from server.failures import Context
+from server.in_flight import CallsInFlight
 from server.limits import StreamLimit
 
 # How many cells of one call are looked at at a time.
@@ -79,8 +80,9 @@ AnyRule = Rule | BatchRule | StreamRule
 class Guard:
     """Wraps methods. Every error that leaves it is a row of `errors`, in the form that `failures` gives it."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, calls: CallsInFlight) -> None:
         self._admission = admission
+        self._calls = calls
         self._undecodable_at = float("-inf")
         self._batches = asyncio.Semaphore(_BATCHES_AT_A_TIME)
 
@@ -109,6 +111,7 @@ class Guard:
 
     def _guarded(self, name: str, rule: AnyRule) -> Callable[[Any, Context], Awaitable[Message | None]]:
         async def guarded(request: Any, context: Context) -> Message | None:
+            self._calls.add(context)
             if request is None:
                 self._log_undecodable(name)
                 await context.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")

@@ -29,6 +29,7 @@ from server.exporter.area import SnapshotArea
 from server.guard import Guard
 from server.health import SERVICE as HEALTH_SERVICE
 from server.health import Health
+from server.in_flight import CallsInFlight
 from server.leases import LeaseWatch
 from server.observation import Observer
 from server.records import Records, now_ms
@@ -87,7 +88,8 @@ async def serving(
             queue_limit=settings.queue_limit,
             on_end=metrics and metrics.count_end,
         )
-        guard = Guard(Admission(judge=build_judge(settings.tokens, settings.urls, clock), cells=cells))
+        calls = CallsInFlight()
+        guard = Guard(Admission(judge=build_judge(settings.tokens, settings.urls, clock), cells=cells), calls)
         pulse = StorePulse()
         watch = LeaseWatch(
             records=records,
@@ -121,7 +123,7 @@ async def serving(
         for task in (watch.run(), health.run()):
             stack.push_async_callback(_cancel, asyncio.create_task(task))
         closing = (watches.close, claims.close, health.close, reflection.close)
-        drain = Drain(server, health, seconds=settings.drain_seconds, closing=closing)
+        drain = Drain(server, health, calls, seconds=settings.drain_seconds, closing=closing)
         stack.callback(drained)
         stack.push_async_callback(drain.run)
         yield address

@@ -14,6 +14,7 @@ from server.auth import Judge
 from server.cells import CellDirectory
 from server.errors import Refusal
 from server.guard import Guard
+from server.in_flight import CallsInFlight
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -69,7 +70,7 @@ def test_the_rules_know_neither_messages_nor_sql() -> None:
 
 def test_a_method_without_a_privilege_keeps_the_server_from_starting() -> None:
     judge = Judge([], cookies=None, clock=int)
-    guard = Guard(Admission(judge=judge, cells=CellDirectory(Path("nowhere"))))
+    guard = Guard(Admission(judge=judge, cells=CellDirectory(Path("nowhere"))), CallsInFlight())
     for file, name in ((cell_export_pb2, "CellExportService"), (exporter_pb2, "ExporterService")):
         service = file.DESCRIPTOR.services_by_name[name]
         with pytest.raises(ValueError, match="each method needs a privilege"):

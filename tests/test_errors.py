@@ -31,6 +31,7 @@ from server.auth.master import MasterToken
 from server.auth.rights import Privilege
 from server.cells import CellDirectory
 from server.guard import Guard, Rule
+from server.in_flight import CallsInFlight
 from server.records import now_ms
 
 GOOD = {"authorization": f"Bearer {TOKEN}"}
@@ -245,7 +246,7 @@ async def hang(request: Message, call: Call) -> Message:
 async def broken_server(cells: Path, rule: Rule) -> AsyncIterator[int]:
     """A server whose methods are broken, behind the real guard."""
     judge = Judge([MasterToken(Secret(TOKEN))], cookies=None, clock=now_ms)
-    guard = Guard(Admission(judge=judge, cells=CellDirectory(cells)))
+    guard = Guard(Admission(judge=judge, cells=CellDirectory(cells)), CallsInFlight())
     service = cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"]
     rules = {method.name: rule for method in service.methods}
     server = grpc.aio.server()

@@ -267,6 +267,32 @@ def test_a_server_that_is_told_to_end_is_avoided_first_and_refuses_then(unit: Un
     assert "destroyed" not in said
 
 
+@pytest.mark.fault("F08")
+def test_an_ending_server_sends_away_what_nobody_serves(unit: Unit, channel: grpc.Channel) -> None:
+    server = unit.start_server()
+    over = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        over.wait(30)
+        yield b""
+
+    # The server has these calls, and no method will ever have them: as grpc loses some in the instant of the end.
+    path = f"/{SERVICES[0]}/GetCellExport"
+    identity: Callable[[bytes], bytes] = bytes
+    method: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(path, identity, identity)
+    unserved = [method.future(nothing(), timeout=30) for _ in range(5)]
+    eventually(lambda: check(channel) == SERVING)
+    begun = time.monotonic()
+    server.signal(signal.SIGTERM)
+    for call in unserved:
+        error = call.exception()
+        assert isinstance(error, grpc.RpcError)
+        assert error.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+    assert server.process.wait(5) == 0
+    assert time.monotonic() - begun < 3
+    over.set()
+
+
 def test_a_second_signal_ends_a_server_at_once(unit: Unit) -> None:
     server = unit.start_server(CELLEXPORT_DRAIN_SECONDS="60")
     server.signal(signal.SIGTERM)
