@@ -20,6 +20,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Protocol
 
+from server import tasks
 from server.model import Caller, CellRecord, Export, Outcome, Result
 
 _OBJECT = "personium-localcell:/__export"
@@ -158,9 +159,7 @@ class EventLog:
 
     async def close(self) -> None:
         await self.settled()
-        self._writer.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._writer
+        await tasks.cancel(self._writer)
         self._handler.close()
 
     async def _write_all(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import grpc
@@ -12,6 +12,7 @@ from cellexport import tracing
 from cellexport.settings import SettingError
 from cellexport.urls import UnitUrls
 from cellexport.v1 import cell_export_pb2, exporter_pb2
+from server import tasks
 from server.admission import Admission
 from server.auth import Judge, TokenKind
 from server.auth.cipher import Cipher
@@ -121,7 +122,7 @@ async def serving(
         address = settings.door.listen(server)
         await server.start()
         for task in (watch.run(), health.run()):
-            stack.push_async_callback(_cancel, asyncio.create_task(task))
+            stack.push_async_callback(tasks.cancel, asyncio.create_task(task))
         closing = (watches.close, claims.close, health.close, reflection.close)
         drain = Drain(server, health, calls, seconds=settings.drain_seconds, closing=closing)
         stack.callback(drained)
@@ -170,9 +171,3 @@ async def _open_events(settings: Settings, metrics: "Metrics | None") -> Events:
     except OSError as error:
         why = f"{settings.event_log} can't be written ({error.strerror})"
         raise SettingError(f"CELLEXPORT_EVENT_LOG: {why}. Name another file, or say off.") from error
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task

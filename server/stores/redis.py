@@ -16,6 +16,7 @@ from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 from redis.commands.core import AsyncScript
 
+from server import tasks
 from server.errors import Refusal, Refused
 from server.model import CellRecord, Phase, Trust
 from server.stores import StoreError, redis_records
@@ -144,10 +145,8 @@ class RedisStore:
         await self.check()
 
     async def close(self) -> None:
-        while self._listener is not None and not self._listener.done():
-            # More than once: before Python 3.12, `asyncio.wait_for`, which redis-py uses, can lose a cancellation.
-            self._listener.cancel()
-            await asyncio.wait({self._listener}, timeout=0.1)
+        if self._listener is not None:
+            await tasks.cancel(self._listener)
         with suppress(exceptions.RedisError, OSError):
             await self._client.aclose()
 
