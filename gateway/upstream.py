@@ -15,6 +15,9 @@ from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 _DEADLINE_SECONDS = 2.5
 # A call at once after a connection broke may be sent on the same, which has not found out yet.
 _PAUSE_SECONDS = 0.05
+# For less time than a status is asked for again: of servers that are replaced one after the other, one is in use again
+# before the next is missed. Gateways are few, and so are those that knock.
+_FOUND_AGAIN_SECONDS = 0.25
 
 
 Count = Callable[[str, grpc.StatusCode], None]
@@ -65,7 +68,7 @@ class Upstream:
         """Made with the first call: a channel does not survive the fork of a pre-forking server."""
         with self._lock:
             if self._lazy_stub is None:
-                channel = client.channel(self._target, self._tls)
+                channel = client.channel(self._target, self._tls, found_again_seconds=_FOUND_AGAIN_SECONDS)
                 if self._count is not None:
                     channel = grpc.intercept_channel(channel, _Counted(self._count))
                 self._lazy_stub = CellExportServiceStub(channel)

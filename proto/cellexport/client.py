@@ -32,13 +32,11 @@ DOMAIN = "cellexport"
 
 Metadata = tuple[tuple[str, str], ...]
 
-# A server that is back is found again within a second, and one that is away is not knocked at more often than that.
 # What is called the least backoff is how long a connection may take to come about: shorter, and a server that is only
 # slow would never be reached.
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2500),
-    ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", 1024 * 1024),
     # A server that has gone without a word is noticed within half a minute. It takes twice as many (`server.door`).
@@ -154,18 +152,26 @@ def _is_local(name: str) -> bool:
     return all(is_loopback(host.removeprefix("[").removesuffix("]")) for host in hosts)
 
 
-def channel(name: str, tls: Tls | None = None, *, service_config: str = "") -> grpc.Channel:
+def channel(
+    name: str, tls: Tls | None = None, *, service_config: str = "", found_again_seconds: float = 1.0
+) -> grpc.Channel:
     """A channel to the server of that gRPC name. Make it after a fork, never before.
 
     Args:
         tls: None for plaintext.
         service_config: JSON that says how calls are balanced and tried again; `service_config.json` if left out.
+        found_again_seconds: how long a server that is back may go unnoticed. One that is away is not knocked at more
+            often than that.
 
     Raises:
         SettingError: if a file of `tls` is no good.
     """
     config = service_config or files("cellexport").joinpath("service_config.json").read_text()
-    options: tuple[tuple[str, int | str], ...] = (*OPTIONS, ("grpc.service_config", config))
+    options: tuple[tuple[str, int | str], ...] = (
+        *OPTIONS,
+        ("grpc.max_reconnect_backoff_ms", round(found_again_seconds * 1000)),
+        ("grpc.service_config", config),
+    )
     if tls is None:
         return grpc.insecure_channel(name, options)
     if tls.server_name:
