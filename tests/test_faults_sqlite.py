@@ -65,6 +65,7 @@ def add_large_file(unit: Unit, size: int) -> None:
 
 @pytest.mark.long
 @pytest.mark.fault("F41")
+@pytest.mark.timeout(150)
 def test_a_database_that_is_locked_for_long_stops_no_status_and_costs_no_export(unit: Unit) -> None:
     add_large_file(unit, 1024**3)
     unit.start_server()
@@ -82,7 +83,7 @@ def test_a_database_that_is_locked_for_long_stops_no_status_and_costs_no_export(
                 seen.add((answer.status, answer.json()["status"]))
                 threading.Event().wait(0.02)
         assert seen == {(200, "exportation in progress")}
-        status = unit.wait_until_ready()
+        status = unit.wait_until_ready(within=100)
         assert status.last_outcome.result == Outcome.RESULT_SUCCEEDED
     snapshots.read(unit.snapshots / "demo" / "snap.zip")
 
