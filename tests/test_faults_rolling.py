@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.mark.fault("F11")
 @pytest.mark.long
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(240)
 @needs("redis-server")
 def test_rolling_restarts_of_servers_and_gateways_fail_no_request(unit: Unit, store: RedisServer) -> None:
     unit.settings["CELLEXPORT_STORE"] = store.url
