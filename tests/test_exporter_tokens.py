@@ -158,6 +158,7 @@ def test_a_token_of_the_environment_that_has_ended_ends_the_exporter(mesh: Unit,
     assert "the server refuses the token" in exporter.log.read_text()
 
 
+@pytest.mark.timeout(150)
 def test_a_token_that_ends_in_mid_export_costs_nothing_if_another_follows(mesh: Unit, issuer: Issuer) -> None:
     file = mesh.directory.parent / "token"
     webdav = mesh.directory / "cells/demo/webdav"
@@ -173,5 +174,6 @@ def test_a_token_that_ends_in_mid_export_costs_nothing_if_another_follows(mesh: 
     assert mesh.get().state == CellExport.STATE_EXPORTING
     renew(file, issuer, 60)
     exporter.wait_for_log("the server takes reports again")
-    assert mesh.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
+    # More than a gigabyte: a busy machine takes its time.
+    assert mesh.wait_until_ready(within=100).last_outcome.result == Outcome.RESULT_SUCCEEDED
     eventually(lambda: (mesh.snapshots / "demo").exists())
