@@ -15,8 +15,7 @@ def test_five_thousand_idle_watches_leave_the_server_to_others(unit: Unit) -> No
     server = unit.start_server(CELLEXPORT_WATCH_KEEPALIVE_SECONDS="9")
     with crowd(unit, 5000, connections=50, cells=100) as watches:
         watches.wait_for(lambda said: bool(said["open"] == 5000), within=90)
-        # In one of three: the machine may be busy with something else.
-        assert any(p99(latencies(unit, 1000)) < 50 for _ in range(3))
+        assert p99(latencies(unit, 1000)) < 50
         assert memory(server) < 200 * 1024**2, memory(server)
         assert files(server) < 300
         before, began = cpu_seconds(server), time.monotonic()
