@@ -14,9 +14,9 @@ Outside of all that: `observation` sees each call begin and end (`contexts` read
 
 Beside it: `cells` (the cell directory), `leases` (exports that nobody speaks for any more, and stores in doubt),
 `events` (the event log), `errors` (every refusal, as data), `limits` (of streams), `config` (settings), `door` (where
-it listens), `health` (with `store_pulse`) and
-`reflection`, whose streams are bounded by `open_streams`, and `drain` (how a server ends). Only `wiring` knows all of
-them; `__main__` knows `wiring`, and `token_command`, which makes and explains tokens with the server's very judge.
+it listens), `health` (with `store_pulse`) and `reflection`, whose streams are bounded by `open_streams`, and how a
+server ends: `drain`, by the calls that are `in_flight`, and then its `tasks`. Only `wiring` knows all of them;
+`__main__` knows `wiring`, and `token_command`, which makes and explains tokens with the server's very judge.
 
 `server.exporter` is a program of its own: it is a client of the server like any other exporter, and imports nothing
 of this package but itself. The server borrows its `area`, because the snapshot directory is where a dead exporter's

@@ -1,6 +1,6 @@
 """What a call's context says of it: what it brought, and how it has ended."""
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -30,21 +30,26 @@ def key(context: Context, name: str) -> dict[str, str]:
     return {name: found} if found and request_key.is_valid(found) else {}
 
 
-def remaining_seconds(context: Context) -> float:
-    """For how long the caller still waits: infinite where it set no deadline.
+def is_late(context: Context, *, within_seconds: float = 0.0) -> bool:
+    """Whether the caller waits no longer, or will not after so many seconds.
 
     gRPC finds that with two looks at the wall clock, so a clock that is set between them makes a deadline seem over
     that isn't. Such a thing doesn't happen twice in a row.
     """
     looks = (context.time_remaining() for _ in range(2))
-    return max(math.inf if look is None else look for look in looks)
+    return all(look is not None and look <= within_seconds for look in looks)
+
+
+def when_over(context: Context, end: Callable[[Context], None]) -> None:
+    """Have that called when the call's task is over: its answer is sent, or nobody wants it."""
+    context.add_done_callback(end)  # type: ignore[arg-type] # it gets the context, whatever the stubs say
 
 
 def code(context: Context, *, raised: bool) -> grpc.StatusCode:
     """How a call has ended, when its task is over."""
     if not context.done():
         # No status was sent: the call was taken back.
-        late = remaining_seconds(context) < _DEADLINE_SECONDS
+        late = is_late(context, within_seconds=_DEADLINE_SECONDS)
         return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
     said = context.code()
     if isinstance(said, grpc.StatusCode) and said is not grpc.StatusCode.OK:

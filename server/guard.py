@@ -206,7 +206,7 @@ def _deserializer(message: type[Message]) -> Callable[[bytes], Message | None]:
 
 def _require_time(context: Context) -> None:
     """What nobody waits for any more must not be done."""
-    if contexts.remaining_seconds(context) <= 0:
+    if contexts.is_late(context):
         raise Refused(Refusal.DEADLINE_PASSED)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from server import contexts
 from server.failures import Context
 
 
@@ -16,7 +17,7 @@ class CallsInFlight:
     def add(self, context: Context) -> None:
         self._calls += 1
         self._none.clear()
-        context.add_done_callback(self._remove)  # type: ignore[arg-type] # it gets the context, whatever the stubs say
+        contexts.when_over(context, self._remove)
 
     async def wait_for_none(self, *, seconds: float) -> None:
         """Wait until there has been none for so long."""

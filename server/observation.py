@@ -163,7 +163,7 @@ class _Call:
         self._span = _begin(method, context)
         if method.metrics is not None:
             method.metrics.started()
-        context.add_done_callback(self._end)  # type: ignore[arg-type] # it gets the context, whatever the stubs say
+        contexts.when_over(context, self._end)
 
     def receive(self, request: Any) -> Any:
         """Count a request; of several, each as it comes."""
