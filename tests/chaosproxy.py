@@ -16,6 +16,8 @@ from contextlib import suppress
 from typing import Self
 
 _PIECE = 64 * 1024
+# Types of HTTP/2's frames.
+_HEADERS_OR_DATA = (0, 1)
 # Closing sends a reset then, and nothing that was still to be sent.
 _AT_ONCE = struct.pack("ii", 1, 0)
 
@@ -62,7 +64,7 @@ class ChaosProxy:
             self._thread.join(10)
 
     def cut_next(self, count: int | None) -> None:
-        """Reset, once, the connection on which the server sends next, after so many bytes. None takes that back."""
+        """Reset, once, the connection on which the server answers next, after so many bytes. None takes that back."""
         self._cut_next = count
 
     def reset_all(self) -> None:
@@ -130,7 +132,9 @@ class ChaosProxy:
             await asyncio.sleep(self.latency + (len(piece) / self.bandwidth if self.bandwidth else 0))
             if self.black_hole:
                 continue
-            left, self._cut_next = _left(left, piece), _left(self._cut_next, piece)
+            left = _left(left, piece)
+            if _is_of_an_answer(piece):
+                self._cut_next = _left(self._cut_next, piece)
             over = min((number for number in (left, self._cut_next) if number is not None), default=0)
             writer.write(piece[:over] if over < 0 else piece)
             if over < 0:
@@ -145,6 +149,19 @@ class ChaosProxy:
 
 def _left(count: int | None, piece: bytes) -> int | None:
     return None if count is None else count - len(piece)
+
+
+def _is_of_an_answer(piece: bytes) -> bool:
+    """Whether it is more than whole frames by which the sides of HTTP/2 know of each other: pings, settings, windows.
+
+    Some follow an answer a moment later.
+    """
+    at = 0
+    while at + 9 <= len(piece):
+        if piece[at + 3] in _HEADERS_OR_DATA:
+            return True
+        at += 9 + int.from_bytes(piece[at : at + 3])
+    return at != len(piece)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
