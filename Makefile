@@ -8,8 +8,9 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
-# How many tests run at a time. Most wait for something most of their time.
-JOBS ?= 3
+# How many tests run at a time. Most wait for something, and many look how long that takes: three at a time on two
+# processors were late now and then.
+JOBS ?= 2
 PROTOS := $(wildcard proto/cellexport/v1/*.proto proto/cellexport/store/v1/*.proto)
 # The contract that must not be broken without a decision (docs/decisions.md).
 BASELINE := proto/baseline.binpb
