@@ -17,7 +17,7 @@ from server.auth.mint import MintError
 from server.config import Settings
 from server.door import ListenError
 from server.drain import LONGEST_GRACE_SECONDS
-from server.stores import StoreError
+from server.exports.store import StoreError
 from server.token_command import token
 from server.wiring import serving
 

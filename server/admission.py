@@ -9,8 +9,8 @@ from server.auth import Identity, Judge
 from server.auth.credentials import Credentials
 from server.auth.rights import Privilege
 from server.cells import CellDirectory
-from server.errors import Refusal, Refused
-from server.model import Cell
+from server.exports.model import Cell
+from server.refusals import Refusal, Refused
 
 
 @dataclass(frozen=True, slots=True)

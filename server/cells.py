@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from server.errors import Refusal, Refused
-from server.model import Cell
+from server.exports.model import Cell
+from server.refusals import Refusal, Refused
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
 _OWNER_LIMIT = 2048

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from cellexport import request_key
 from cellexport.client import DOMAIN
-from server.errors import RETRY_SECONDS, Refusal, Refused
+from server.refusals import RETRY_SECONDS, Refusal, Refused
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -23,10 +23,10 @@ from server import contexts, failures
 from server.admission import Admission, Call, presented_in
 from server.auth.credentials import Credentials
 from server.auth.rights import Privilege
-from server.errors import Refusal, Refused
 from server.failures import Context
 from server.in_flight import CallsInFlight
 from server.limits import StreamLimit
+from server.refusals import Refusal, Refused
 
 # How many cells of one call are looked at at a time.
 _AT_A_TIME = 25

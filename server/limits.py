@@ -3,7 +3,7 @@
 from collections import Counter
 
 from server.auth import Identity
-from server.errors import Refusal, Refused
+from server.refusals import Refusal, Refused
 
 
 class StreamLimit:

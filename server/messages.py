@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from cellexport.v1 import cell_export_pb2, exporter_pb2
-from server.claims import Claim, hash_held
-from server.errors import Refused
-from server.model import Cell, CellRecord, Export, LeaseProof, Outcome, Progress, Reason, Result
-from server.watches import Sight
+from server.exports.claims import Claim, hash_held
+from server.exports.model import Cell, CellRecord, Export, LeaseProof, Outcome, Progress, Reason, Result
+from server.exports.watches import WatchUpdate
+from server.refusals import Refused
 
 _RESULTS = {
     Result.SUCCEEDED: cell_export_pb2.Outcome.RESULT_SUCCEEDED,
@@ -39,7 +39,7 @@ def batch(
     return cell_export_pb2.BatchGetCellExportsResponse(entries=[_entry(cell, answer) for cell, answer in entries])
 
 
-def sight(seen: Sight) -> cell_export_pb2.WatchCellExportResponse:
+def sight(seen: WatchUpdate) -> cell_export_pb2.WatchCellExportResponse:
     status = cell_export(seen.record) if seen.changed else None
     return cell_export_pb2.WatchCellExportResponse(cell_export=status, revision=seen.record.revision)
 

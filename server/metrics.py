@@ -7,7 +7,7 @@ from typing import final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cellexport.metrics import new_registry
-from server.model import CellRecord, Export, Outcome, Phase
+from server.exports.model import CellRecord, Export, Outcome, Phase
 from server.rpc_metrics import RpcMetrics
 
 _STATES = ("queued", "running", "stalled")

@@ -6,19 +6,20 @@ from contextlib import aclosing
 
 from cellexport.v1 import cell_export_pb2 as status_pb2
 from cellexport.v1 import exporter_pb2
-from server import events, messages
+from server import messages
 from server.admission import Call
 from server.auth.rights import Privilege
 from server.cells import CellDirectory
-from server.claims import Claims
-from server.errors import Refusal, Refused
-from server.events import Events
+from server.exports import events
+from server.exports.claims import Claims
+from server.exports.events import Events
+from server.exports.lifecycle import ExportLifecycle
+from server.exports.model import Cell, CellRecord, Reason, Result, told
+from server.exports.repository import now_ms
+from server.exports.watches import Watches
 from server.guard import AnyRule, BatchRule, Rule, StreamRule
 from server.limits import StreamLimit
-from server.model import Cell, CellRecord, Reason, Result, told
-from server.records import now_ms
-from server.registry import Registry
-from server.watches import Watches
+from server.refusals import Refusal, Refused
 
 _LONGEST_WAIT_SECONDS = 30.0
 _MOST_CELLS_OF_ONE_CALL = 250
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 class CellExportService:
-    def __init__(self, registry: Registry, watches: Watches, log: Events) -> None:
+    def __init__(self, registry: ExportLifecycle, watches: Watches, log: Events) -> None:
         self._registry = registry
         self._watches = watches
         self._events = log
@@ -97,7 +98,7 @@ class ExporterService:
     """
 
     def __init__(
-        self, registry: Registry, claims: Claims, cells: CellDirectory, *, unit_url: str, lease_seconds: float
+        self, registry: ExportLifecycle, claims: Claims, cells: CellDirectory, *, unit_url: str, lease_seconds: float
     ) -> None:
         self._registry = registry
         self._claims = claims

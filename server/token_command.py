@@ -23,9 +23,9 @@ from server.auth.local import LocalTokens
 from server.auth.rights import Privilege
 from server.cells import CellDirectory
 from server.config import Settings, TokenSettings
-from server.errors import Refused
-from server.model import Cell
-from server.records import now_ms
+from server.exports.model import Cell
+from server.exports.repository import now_ms
+from server.refusals import Refused
 from server.wiring import build_judge
 
 _UNIT_LEVEL = frozenset({"unit-user"})

@@ -21,27 +21,27 @@ from server.auth.jwt_access import JwtAccessTokens
 from server.auth.local import LocalTokens
 from server.auth.master import MasterToken
 from server.cells import CellDirectory
-from server.claims import Claims
 from server.config import Settings, TokenSettings
 from server.door import MOST_CALLS, taken
 from server.drain import Drain
-from server.events import EventLog, Events, NoEvents
 from server.exporter.area import SnapshotArea
+from server.exports.claims import Claims
+from server.exports.events import EventLog, Events, NoEvents
+from server.exports.expiry import Expiry
+from server.exports.lifecycle import ExportLifecycle
+from server.exports.repository import Repository, now_ms
+from server.exports.store import Store
+from server.exports.store_pulse import StorePulse
+from server.exports.watches import Watches
 from server.guard import Guard
 from server.health import SERVICE as HEALTH_SERVICE
 from server.health import Health
 from server.in_flight import CallsInFlight
-from server.leases import LeaseWatch
 from server.observation import Observer
-from server.records import Records, now_ms
 from server.reflection import Reflection
-from server.registry import Registry
 from server.servicer import CellExportService, ExporterService
-from server.store_pulse import StorePulse
-from server.stores import Store
 from server.stores.measured import MeasuredStore
 from server.stores.opening import open_store
-from server.watches import Watches
 
 if TYPE_CHECKING:
     from server.metrics import Metrics
@@ -79,10 +79,10 @@ async def serving(
         events = await _open_events(settings, metrics)
         stack.push_async_callback(events.close)
         cells = CellDirectory(settings.unit_dir / "cells")
-        records = Records(store, clock)
+        records = Repository(store, clock)
         claims = Claims(records)
         area = SnapshotArea(settings.unit_dir / "snapshots")
-        registry = Registry(
+        registry = ExportLifecycle(
             records=records,
             snapshots=area,
             log=events,
@@ -92,7 +92,7 @@ async def serving(
         calls = CallsInFlight()
         guard = Guard(Admission(judge=build_judge(settings.tokens, settings.urls, clock), cells=cells), calls)
         pulse = StorePulse()
-        watch = LeaseWatch(
+        watch = Expiry(
             records=records,
             registry=registry,
             pulse=pulse,

@@ -35,7 +35,7 @@ from server.auth.credentials import Credentials
 from server.auth.rights import Privilege
 from server.cells import CellDirectory
 from server.config import TokenSettings
-from server.errors import Refused
+from server.refusals import Refused
 from server.wiring import build_judge
 
 ROUNDS = 31

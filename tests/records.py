@@ -1,6 +1,6 @@
 """Records to test with."""
 
-from server.model import CellRecord, Export, Outcome, Phase, Progress, Reason, Result
+from server.exports.model import CellRecord, Export, Outcome, Phase, Progress, Reason, Result
 
 ACCEPTED_AT = 1486976400000
 

@@ -12,9 +12,9 @@ from cellexport.v1.error_reason_pb2 import ErrorReason
 from server.admission import Admission
 from server.auth import Judge
 from server.cells import CellDirectory
-from server.errors import Refusal
 from server.guard import Guard
 from server.in_flight import CallsInFlight
+from server.refusals import Refusal
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -30,9 +30,9 @@ from server.auth import Judge
 from server.auth.master import MasterToken
 from server.auth.rights import Privilege
 from server.cells import CellDirectory
+from server.exports.repository import now_ms
 from server.guard import Guard, Rule
 from server.in_flight import CallsInFlight
-from server.records import now_ms
 
 GOOD = {"authorization": f"Bearer {TOKEN}"}
 INVALID_TOKEN = ', error="invalid_token"'

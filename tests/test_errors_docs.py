@@ -5,7 +5,7 @@ import re
 from unit import ROOT
 
 from gateway import errors as rest
-from server.errors import Refusal
+from server.refusals import Refusal
 
 TEXT = (ROOT / "docs" / "errors.md").read_text()
 

@@ -15,8 +15,8 @@ from unit import TOKEN, HandExporter, Unit, eventually
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import GetCellExportRequest, Outcome
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
-from server.events import Event, EventLog, Type
-from server.model import Caller
+from server.exports.events import Event, EventLog, Type
+from server.exports.model import Caller
 
 COLUMNS = ["time", "level", "request_key", "external", "schema", "subject", "type", "object", "info"]
 

@@ -24,8 +24,8 @@ from server.auth import Judge
 from server.auth.credentials import Credentials
 from server.auth.rights import Privilege
 from server.config import TokenSettings
-from server.errors import Refused
-from server.model import Cell
+from server.exports.model import Cell
+from server.refusals import Refused
 from server.wiring import build_judge
 
 EXPIRED, INVALID, SIGNATURE, SCOPE = "PR401-AU-0002", "PR401-AU-0006", "PR401-AU-0008", "PR403-AU-0007"

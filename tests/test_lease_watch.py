@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from server import steps
-from server.events import NoEvents
 from server.exporter.area import SnapshotArea
-from server.leases import LeaseWatch
-from server.model import Caller, CellRecord, LeaseProof, Progress
-from server.records import Records
-from server.registry import Registry
-from server.store_pulse import StorePulse
+from server.exports import transitions
+from server.exports.events import NoEvents
+from server.exports.expiry import Expiry
+from server.exports.lifecycle import ExportLifecycle
+from server.exports.model import Caller, CellRecord, LeaseProof, Progress
+from server.exports.repository import Repository
+from server.exports.store_pulse import StorePulse
 from server.stores.sqlite import SqliteStore
 
 LEASE = 10.0
@@ -24,8 +24,10 @@ class Scene:
         self.now = 0.0
         self.sequence = 0
         self.records = Late(store)
-        self.registry = Registry(records=self.records, snapshots=SnapshotArea(directory), log=NoEvents(), queue_limit=9)
-        self.watch = LeaseWatch(
+        self.registry = ExportLifecycle(
+            records=self.records, snapshots=SnapshotArea(directory), log=NoEvents(), queue_limit=9
+        )
+        self.watch = Expiry(
             records=self.records,
             registry=self.registry,
             pulse=StorePulse(),
@@ -38,7 +40,7 @@ class Scene:
         started = await self.registry.start("demo", "snap", "key", Caller())
         assert started.export is not None
         export_id = started.export.export_id
-        await self.records.step("demo", lambda record: steps.claim(record, export_id, "request", "hash"))
+        await self.records.step("demo", lambda record: transitions.claim(record, export_id, "request", "hash"))
         await self.watch.look()
 
     async def report(self) -> None:
@@ -46,7 +48,7 @@ class Scene:
             assert record.export is not None
             moved = Progress(work_done=self.sequence, work_total=100)
             proof = LeaseProof(export_id=record.export.export_id, epoch=record.epoch, token_hash="hash")
-            return steps.advance(record, proof, self.sequence, moved)
+            return transitions.advance(record, proof, self.sequence, moved)
 
         self.sequence += 1
         await self.records.step("demo", advance)
@@ -55,8 +57,8 @@ class Scene:
         return (await self.records.read("demo")).export is not None
 
 
-class Late(Records):
-    """Records whose list may be one of a moment ago, as where somebody else writes between two calls."""
+class Late(Repository):
+    """Repository whose list may be one of a moment ago, as where somebody else writes between two calls."""
 
     kept: Sequence[CellRecord] | None = None
 

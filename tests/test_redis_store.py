@@ -22,9 +22,9 @@ from unit import ROOT, HandExporter, Unit, accepts, eventually, free_port, needs
 
 from cellexport.settings import SettingError
 from cellexport.store.v1 import cell_record_pb2
-from server.errors import Refused
-from server.model import Trust
-from server.records import now_ms
+from server.exports.model import Trust
+from server.exports.repository import now_ms
+from server.refusals import Refused
 from server.stores.redis import RedisStore
 from server.stores.redis_place import RedisPlace
 

@@ -10,8 +10,8 @@ import pytest
 from records import following, full, idle
 from unit import Unit, eventually
 
-from server.errors import Refused
-from server.stores import StoreError
+from server.exports.store import StoreError
+from server.refusals import Refused
 from server.stores.sqlite import SqliteStore
 
 Test = Callable[[SqliteStore], Awaitable[None]]

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import following, full, idle
 
-from server import steps
-from server.errors import Refused
-from server.model import CellRecord, LeaseProof, Phase, Progress, Trust
+from server.exports import transitions
+from server.exports.model import CellRecord, LeaseProof, Phase, Progress, Trust
+from server.refusals import Refused
 
 FLOOR = 1000
 EPOCHS = st.integers(min_value=-1, max_value=2 * FLOOR)
@@ -42,7 +42,7 @@ def leases(draw: st.DrawFn) -> LeaseProof:
 def test_a_lease_restores_only_what_was_forgotten_and_is_newer_than_all_that_was_not(
     record: CellRecord, lease: LeaseProof
 ) -> None:
-    restored = steps.restore(record, lease)
+    restored = transitions.restore(record, lease)
     if restored is record:
         return
     assert record.trust is not Trust.SURE
@@ -50,7 +50,7 @@ def test_a_lease_restores_only_what_was_forgotten_and_is_newer_than_all_that_was
     assert restored.export is not None
     assert (restored.export.phase, restored.export.epoch, restored.epoch) == (Phase.CLAIMED, lease.epoch, lease.epoch)
     assert (restored.export.name, restored.export.accepted_at) == ("snap", 5)
-    advanced = steps.advance(restored, lease, 7, Progress(work_done=1, work_total=2))
+    advanced = transitions.advance(restored, lease, 7, Progress(work_done=1, work_total=2))
     assert advanced is not None
     assert advanced.export is not None
     assert advanced.export.percent == 50
@@ -64,17 +64,17 @@ def test_what_is_sure_is_changed_by_nobody_who_does_not_hold_it(record: CellReco
         lease.epoch,
         Phase.CLAIMED,
     )
-    assert steps.restore(record, lease) is record
+    assert transitions.restore(record, lease) is record
     if not held:
         with pytest.raises(Refused):
-            steps.advance(record, lease, 7, Progress())
+            transitions.advance(record, lease, 7, Progress())
 
 
 @given(records(), leases())
 def test_a_claim_has_an_epoch_above_any_that_there_was(record: CellRecord, lease: LeaseProof) -> None:
-    record = steps.restore(record, lease)
+    record = transitions.restore(record, lease)
     waiting = replace(following(record), epoch=record.epoch)
-    claimed = steps.claim(waiting, "ab12", "request", "hash")
+    claimed = transitions.claim(waiting, "ab12", "request", "hash")
     assert claimed is not None
     assert claimed.epoch == waiting.revision + 1
     assert claimed.epoch > max(record.epoch, record.revision)

@@ -13,9 +13,9 @@ from records import following, full, idle
 from redis_server import RedisServer, running
 from unit import needs
 
-from server.model import CellRecord, Trust
-from server.records import now_ms
-from server.stores import QUEUE, Store
+from server.exports.model import CellRecord, Trust
+from server.exports.repository import now_ms
+from server.exports.store import QUEUE, Store
 from server.stores.redis import RedisStore
 from server.stores.redis_place import RedisPlace
 from server.stores.sqlite import SqliteStore

@@ -21,13 +21,13 @@ from cellexport import client, watching
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome, WatchCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from server.auth import Identity
-from server.errors import Refusal, Refused
+from server.exports.model import Caller
+from server.exports.repository import Repository, now_ms
+from server.exports.watches import Watches
 from server.limits import StreamLimit
-from server.model import Caller
-from server.records import Records, now_ms
+from server.refusals import Refusal, Refused
 from server.stores.redis import RedisStore
 from server.stores.redis_place import RedisPlace
-from server.watches import Watches
 
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=needs("redis-server"))])
@@ -338,7 +338,7 @@ def test_that_nothing_has_changed_is_said_only_when_the_store_says_so(unit: Unit
 def test_however_many_cells_are_watched_a_store_that_hangs_is_told_in_time(tmp_path: Path) -> None:
     async def main(store: RedisServer) -> None:
         redis = await RedisStore.open(RedisPlace.parse("CELLEXPORT_STORE", store.url), now_ms)
-        watches = Watches(Records(redis), keepalive_seconds=30, patience_seconds=1)
+        watches = Watches(Repository(redis), keepalive_seconds=30, patience_seconds=1)
         with store.paused() as began:
             firsts = [anext(watches.watch(f"cell{number}", 0, until_ready=False)) for number in range(100)]
             refusals = await asyncio.gather(*firsts, return_exceptions=True)

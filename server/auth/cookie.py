@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from cellexport.urls import UnitUrls
 from server.auth.cipher import Cipher, initial_vector, older_initial_vector
 from server.auth.credentials import PresentedCookie
-from server.errors import Refusal, Refused
-from server.model import Cell
+from server.exports.model import Cell
+from server.refusals import Refusal, Refused
 
 _VOWELS = str.maketrans("aiueo", "#####")
 

@@ -5,7 +5,7 @@ import binascii
 import hashlib
 from dataclasses import dataclass
 
-from server.errors import Refusal, Refused
+from server.refusals import Refusal, Refused
 
 # A longer value is malformed, whatever it holds.
 _LIMIT = 4096

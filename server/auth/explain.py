@@ -8,8 +8,8 @@ from server.auth import Judge, jwt_access
 from server.auth.credentials import Credentials
 from server.auth.local import Content, LocalTokens
 from server.auth.rights import Privilege
-from server.errors import Refused
-from server.model import Cell
+from server.exports.model import Cell
+from server.refusals import Refused
 
 _LOCAL = {
     "AR~": "of an account of the cell (resident)",

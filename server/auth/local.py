@@ -12,8 +12,8 @@ from cellexport.urls import UnitUrls
 from server.auth.cipher import Cipher, initial_vector, older_initial_vector
 from server.auth.credentials import Credentials
 from server.auth.rights import NONE, Accepted
-from server.errors import Refusal, Refused
-from server.model import Caller, Cell
+from server.exports.model import Caller, Cell
+from server.refusals import Refusal, Refused
 
 UNIT_USER = "AU~"
 _RESIDENTS = frozenset({"AR~", "AA~"})

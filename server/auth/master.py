@@ -6,7 +6,7 @@ import hmac
 from cellexport.settings import Secret
 from server.auth.credentials import Credentials
 from server.auth.rights import ALL, NONE, Accepted
-from server.model import Caller, Cell
+from server.exports.model import Caller, Cell
 
 
 class MasterToken:

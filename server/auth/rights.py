@@ -4,8 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
-from server.errors import Refusal, Refused
-from server.model import Caller, Cell
+from server.exports.model import Caller, Cell
+from server.refusals import Refusal, Refused
 
 # In an access list: whoever was accepted at all.
 _EVERYBODY = "all"

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
-from server.errors import Refused
-from server.model import CellRecord
-from server.stores import Store
+from server.exports.model import CellRecord
+from server.exports.store import Store
+from server.refusals import Refused
 
 T = TypeVar("T")
 

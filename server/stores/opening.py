@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from server.stores import Store
+from server.exports.store import Store
 from server.stores.redis_place import RedisPlace
 from server.stores.sqlite import SqliteStore
 

@@ -17,9 +17,10 @@ from redis.asyncio.connection import AbstractConnection
 from redis.commands.core import AsyncScript
 
 from server import tasks
-from server.errors import Refusal, Refused
-from server.model import CellRecord, Phase, Trust
-from server.stores import StoreError, redis_records
+from server.exports.model import CellRecord, Phase, Trust
+from server.exports.store import StoreError
+from server.refusals import Refusal, Refused
+from server.stores import redis_records
 from server.stores import redis_scripts as scripts
 from server.stores.changes import Changes
 from server.stores.redis_client import connect

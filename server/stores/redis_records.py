@@ -6,7 +6,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from cellexport.store.v1 import cell_record_pb2 as stored
-from server.model import CellRecord, Export, Outcome, Phase, Progress, Reason, Result
+from server.exports.model import CellRecord, Export, Outcome, Phase, Progress, Reason, Result
 
 SCHEMA_VERSION = 1
 

@@ -15,9 +15,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from server.errors import Refusal, Refused
-from server.model import CellRecord, Phase
-from server.stores import QUEUE, StoreError, sqlite_file, sqlite_rows
+from server.exports.model import CellRecord, Phase
+from server.exports.store import QUEUE, StoreError
+from server.refusals import Refusal, Refused
+from server.stores import sqlite_file, sqlite_rows
 from server.stores.changes import Changes
 
 _P = ParamSpec("_P")

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from server.errors import Refusal, Refused
-from server.stores import StoreError
+from server.exports.store import StoreError
+from server.refusals import Refusal, Refused
 
 APPLICATION_ID = 0x43454C58
 

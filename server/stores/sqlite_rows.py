@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-from server.model import CellRecord, Export, Outcome, Phase, Progress, Reason, Result
+from server.exports.model import CellRecord, Export, Outcome, Phase, Progress, Reason, Result
 
 _EXPORT = [field.name for field in dataclasses.fields(Export) if field.name != "progress"]
 _PROGRESS = [field.name for field in dataclasses.fields(Progress)]

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from server.errors import Refusal, Refused
+from server.refusals import Refusal, Refused
 
 
 class Turns:

@@ -12,10 +12,10 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from server.errors import Refusal, Refused
-from server.model import CellRecord
-from server.records import Records
-from server.turns import Turns
+from server.exports.model import CellRecord
+from server.exports.repository import Repository
+from server.exports.turns import Turns
+from server.refusals import Refusal, Refused
 
 # How many watches are woken before others have their turn.
 _WOKEN_AT_A_TIME = 50
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class WatchUpdate:
     """The newest record, and whether it is another than the last."""
 
     record: CellRecord
@@ -48,14 +48,14 @@ class Watches:
     """
 
     def __init__(
-        self, records: Records, *, keepalive_seconds: float, patience_seconds: float = _PATIENCE_SECONDS
+        self, records: Repository, *, keepalive_seconds: float, patience_seconds: float = _PATIENCE_SECONDS
     ) -> None:
         self._records = records
         self._keepalive_seconds = keepalive_seconds
         self._turns = Turns(at_a_time=_READ_AT_A_TIME, patience_seconds=patience_seconds)
-        self._topics: dict[str, _Topic] = {}
+        self._topics: dict[str, _CellHub] = {}
         # Those whose store doesn't answer.
-        self._blind: set[_Topic] = set()
+        self._blind: set[_CellHub] = set()
         self._recovery: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -65,7 +65,7 @@ class Watches:
         for topic in list(self._topics.values()):
             await topic.wake()
 
-    async def watch(self, cell: str, after_revision: int, *, until_ready: bool) -> AsyncGenerator[Sight, None]:
+    async def watch(self, cell: str, after_revision: int, *, until_ready: bool) -> AsyncGenerator[WatchUpdate, None]:
         """The record at once, then each newer one; now and then that it is unchanged, which the store has just said.
 
         Args:
@@ -83,7 +83,7 @@ class Watches:
                 raise Refused(Refusal.REVISION_UNKNOWN)
             seen = after_revision
             while True:
-                yield Sight(record, changed=record.revision > seen)
+                yield WatchUpdate(record, changed=record.revision > seen)
                 if until_ready and record.export is None:
                     return
                 seen = record.revision
@@ -91,7 +91,7 @@ class Watches:
         finally:
             self._leave(cell, topic)
 
-    async def _next(self, topic: "_Topic") -> CellRecord:
+    async def _next(self, topic: "_CellHub") -> CellRecord:
         """The next record, or the same if there is none for too long."""
         if self._closing:
             raise Refused(Refusal.SERVER_SHUTDOWN)
@@ -102,21 +102,21 @@ class Watches:
             raise Refused(Refusal.SERVER_SHUTDOWN)
         return topic.newest if changed else await topic.look(time.monotonic() - _FRESH_SECONDS)
 
-    def _join(self, cell: str) -> "_Topic":
+    def _join(self, cell: str) -> "_CellHub":
         topic = self._topics.get(cell)
         if topic is None:
-            topic = self._topics[cell] = _Topic(cell, self._records, self._turns, self._on_blind)
+            topic = self._topics[cell] = _CellHub(cell, self._records, self._turns, self._on_blind)
         topic.users += 1
         return topic
 
-    def _leave(self, cell: str, topic: "_Topic") -> None:
+    def _leave(self, cell: str, topic: "_CellHub") -> None:
         topic.users -= 1
         if not topic.users:
             del self._topics[cell]
             self._blind.discard(topic)
             topic.close()
 
-    def _on_blind(self, topic: "_Topic") -> None:
+    def _on_blind(self, topic: "_CellHub") -> None:
         self._blind.add(topic)
         if self._recovery is None:
             self._recovery = asyncio.create_task(self._recover())
@@ -141,10 +141,10 @@ class Watches:
         self._recovery = None
 
 
-class _Topic:
+class _CellHub:
     """The newest record of one cell, for all who watch it."""
 
-    def __init__(self, cell: str, records: Records, turns: Turns, on_blind: Callable[["_Topic"], None]) -> None:
+    def __init__(self, cell: str, records: Repository, turns: Turns, on_blind: Callable[["_CellHub"], None]) -> None:
         self.newest = CellRecord(cell=cell)
         self.users = 0
         self._cell = cell

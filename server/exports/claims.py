@@ -7,11 +7,11 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
-from server import steps
-from server.errors import Refusal, Refused
-from server.model import CellRecord, Export, LeaseProof, Trust
-from server.records import Records
-from server.stores import QUEUE
+from server.exports import transitions
+from server.exports.model import CellRecord, Export, LeaseProof, Trust
+from server.exports.repository import Repository
+from server.exports.store import QUEUE
+from server.refusals import Refusal, Refused
 
 _REQUEST_ID = re.compile(r"[a-zA-Z0-9_-]{16,64}", re.ASCII)
 # How often a waiting claim looks by itself, though the store tells it of exports that wait.
@@ -59,7 +59,7 @@ def _is_of(record: CellRecord, request: _Request) -> bool:
 class Claims:
     """Besides what is said there, every method raises what the store raises."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Repository) -> None:
         self._records = records
         self._waiting: set[asyncio.Event] = set()
         self._closing = False
@@ -96,8 +96,8 @@ class Claims:
         """
         request = _request(request_id, holder)
         for record in await self._records.underway():
-            if steps.give_back(record, request.id) is not None:
-                await self._records.step(record.cell, lambda latest: steps.give_back(latest, request.id))
+            if transitions.give_back(record, request.id) is not None:
+                await self._records.step(record.cell, lambda latest: transitions.give_back(latest, request.id))
 
     async def _claim_when_queued(self, request: _Request, wait_seconds: float, queued: asyncio.Event) -> Claim | None:
         deadline = time.monotonic() + wait_seconds
@@ -130,7 +130,7 @@ class Claims:
         try:
             claim = await claiming
             if claim is not None:
-                await self._records.step(claim.cell, lambda record: steps.release(record, claim.proof))
+                await self._records.step(claim.cell, lambda record: transitions.release(record, claim.proof))
         except Refused:
             # The store is away: the lease will run out instead.
             return
@@ -143,7 +143,7 @@ class Claims:
             if export is None or record.trust is Trust.DOUBTFUL:
                 continue
             token_hash = hash_held(token, request.holder)
-            following = steps.claim(record, export.export_id, request.id, token_hash)
+            following = transitions.claim(record, export.export_id, request.id, token_hash)
             claimed = await self._records.write(record, following)
             if claimed is not None and claimed.export is not None:
                 return Claim(record.cell, claimed.export, token, request.holder)

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from server.errors import Refused
-from server.model import CellRecord, Export, Phase, Progress, Trust, told
-from server.records import Records, now_ms
-from server.registry import Registry
-from server.store_pulse import StorePulse
+from server.exports.lifecycle import ExportLifecycle
+from server.exports.model import CellRecord, Export, Phase, Progress, Trust, told
+from server.exports.repository import Repository, now_ms
+from server.exports.store_pulse import StorePulse
+from server.refusals import Refused
 
 _TICK_SECONDS = 0.25
 # Health has to tell within two seconds that the store is away.
@@ -50,7 +50,7 @@ class _Doubt:
     over_at: float
 
 
-class LeaseWatch:
+class Expiry:
     """Looks at every export under way, several times a second.
 
     Args:
@@ -63,8 +63,8 @@ class LeaseWatch:
     def __init__(
         self,
         *,
-        records: Records,
-        registry: Registry,
+        records: Repository,
+        registry: ExportLifecycle,
         pulse: StorePulse,
         lease_seconds: float,
         queue_seconds: float,

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from server.errors import Refusal, Refused
-from server.model import CellRecord, Trust
-from server.stores import Store
+from server.exports.model import CellRecord, Trust
+from server.exports.store import Store
+from server.refusals import Refusal, Refused
 
 Step = Callable[[CellRecord], CellRecord | None]
 
@@ -17,7 +17,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Records:
+class Repository:
     """A store, as the rules see it. Every method raises what the store raises."""
 
     def __init__(self, store: Store, clock: Callable[[], int] = now_ms) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from server import tasks
-from server.model import Caller, CellRecord, Export, Outcome, Result
+from server.exports.model import Caller, CellRecord, Export, Outcome, Result
 
 _OBJECT = "personium-localcell:/__export"
 _LONGEST_QUEUE = 4096

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from server.model import CellRecord
+from server.exports.model import CellRecord
 
 # The topic of `Store.changes` for exports that begin to wait for an exporter. No cell has that name.
 QUEUE = ""

@@ -9,11 +9,11 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from server import events, steps
-from server.errors import Refusal, Refused
-from server.events import Events
-from server.model import Caller, CellRecord, Export, LeaseProof, Outcome, Phase, Progress, Reason, Result, Trust
-from server.records import Records
+from server.exports import events, transitions
+from server.exports.events import Events
+from server.exports.model import Caller, CellRecord, Export, LeaseProof, Outcome, Phase, Progress, Reason, Result, Trust
+from server.exports.repository import Repository
+from server.refusals import Refusal, Refused
 
 
 class Snapshots(Protocol):
@@ -32,7 +32,7 @@ class Snapshots(Protocol):
         """The highest epoch of all who are writing a snapshot of the cell; 0 if nobody is."""
 
 
-class Registry:
+class ExportLifecycle:
     """Applies the rules. Besides what is said there, every method raises what the store raises.
 
     Args:
@@ -44,7 +44,7 @@ class Registry:
     def __init__(
         self,
         *,
-        records: Records,
+        records: Repository,
         snapshots: Snapshots,
         log: Events,
         queue_limit: int,
@@ -66,7 +66,7 @@ class Registry:
         Raises:
             Refused: NAME_INVALID, ALREADY_EXPORTING, SNAPSHOT_EXISTS, QUEUE_FULL (in this order)
         """
-        if name is not None and not steps.SNAPSHOT_NAME.fullmatch(name):
+        if name is not None and not transitions.SNAPSHOT_NAME.fullmatch(name):
             raise Refused(Refusal.NAME_INVALID)
         while True:
             record = await self._records.read(cell)
@@ -101,7 +101,7 @@ class Registry:
         Raises:
             Refused: NOT_EXPORTING
         """
-        record = await self._records.step(cell, lambda record: steps.cancel(record, name))
+        record = await self._records.step(cell, lambda record: transitions.cancel(record, name))
         if record.export is None or record.export.phase is not Phase.EXPIRING:
             return record
         return await self._whole(self._end_expiring(record, caller)) or await self._records.read(cell)
@@ -114,7 +114,7 @@ class Registry:
         """
         while True:
             record = await self._latest(cell, proof)
-            following = steps.advance(record, proof, sequence, progress)
+            following = transitions.advance(record, proof, sequence, progress)
             written = record if following is None else await self._records.write(record, following)
             if written is not None:
                 return written.export is not None and written.export.cancelled
@@ -129,7 +129,7 @@ class Registry:
         """
         while True:
             record = await self._latest(cell, proof)
-            following = steps.finish(record, proof, result, reason, self._records.clock())
+            following = transitions.finish(record, proof, result, reason, self._records.clock())
             if following is None:
                 return record
             written = await self._whole(self._end(record, following, caller))
@@ -142,17 +142,17 @@ class Registry:
             return None
         expiring: CellRecord | None = seen
         if seen.export.phase is not Phase.EXPIRING:
-            expiring = await self._records.write(seen, steps.expire(seen))
+            expiring = await self._records.write(seen, transitions.expire(seen))
         return None if expiring is None else await self._whole(self._end_expiring(expiring, Caller()))
 
     async def stall(self, seen: CellRecord) -> None:
         """Let an export be known as one that doesn't move, if its record is still as seen."""
-        await self._records.write(seen, steps.stall(seen))
+        await self._records.write(seen, transitions.stall(seen))
 
     async def _latest(self, cell: str, proof: LeaseProof) -> CellRecord:
         """The record of a cell, as far as the bearer of a lease knows it better than the store."""
         record = await self._records.read_though_doubtful(cell)
-        restored = steps.restore(record, proof)
+        restored = transitions.restore(record, proof)
         unheard = restored is not record or record.trust is Trust.DOUBTFUL
         if unheard and await asyncio.to_thread(self._snapshots.newest_epoch, cell) > proof.epoch:
             # Somebody has taken the cell over from this one.
@@ -174,11 +174,11 @@ class Registry:
             self._snapshots.settle, expiring.cell, export.name, export.export_id, export.epoch, reason.name
         )
         result = Result.SUCCEEDED if published else Result.INTERRUPTED
-        following = steps.end(expiring, result, None if published else reason, self._records.clock())
+        following = transitions.end(expiring, result, None if published else reason, self._records.clock())
         return await self._end(expiring, following, caller)
 
     async def _accept(self, record: CellRecord, export: Export, caller: Caller) -> CellRecord | None:
-        written = await self._records.write(record, steps.accept(record, export))
+        written = await self._records.write(record, transitions.accept(record, export))
         if written is not None:
             await self._events.write(events.start(export, caller))
         return written
