@@ -11,7 +11,7 @@ from typing import Any
 import redis
 from unit import eventually, free_port
 
-from server.stores.redis_scripts import MARK
+from server.stores.redis.scripts import MARK
 
 # What survives a restart: every write, at once.
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")

@@ -12,7 +12,7 @@ from server.exports.lifecycle import ExportLifecycle
 from server.exports.model import Caller, CellRecord, LeaseProof, Progress
 from server.exports.repository import Repository
 from server.exports.store_pulse import StorePulse
-from server.stores.sqlite import SqliteStore
+from server.stores.sqlite.store import SqliteStore
 
 LEASE = 10.0
 

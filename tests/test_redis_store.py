@@ -25,8 +25,8 @@ from cellexport.store.v1 import cell_record_pb2
 from server.exports.model import Trust
 from server.exports.repository import now_ms
 from server.refusals import Refused
-from server.stores.redis import RedisStore
-from server.stores.redis_place import RedisPlace
+from server.stores.redis.place import RedisPlace
+from server.stores.redis.store import RedisStore
 
 pytestmark = needs("redis-server")
 

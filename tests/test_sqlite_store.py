@@ -12,7 +12,7 @@ from unit import Unit, eventually
 
 from server.exports.store import StoreError
 from server.refusals import Refused
-from server.stores.sqlite import SqliteStore
+from server.stores.sqlite.store import SqliteStore
 
 Test = Callable[[SqliteStore], Awaitable[None]]
 

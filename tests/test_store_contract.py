@@ -16,9 +16,9 @@ from unit import needs
 from server.exports.model import CellRecord, Trust
 from server.exports.repository import now_ms
 from server.exports.store import QUEUE, Store
-from server.stores.redis import RedisStore
-from server.stores.redis_place import RedisPlace
-from server.stores.sqlite import SqliteStore
+from server.stores.redis.place import RedisPlace
+from server.stores.redis.store import RedisStore
+from server.stores.sqlite.store import SqliteStore
 
 Test = Callable[[Store], Awaitable[None]]
 

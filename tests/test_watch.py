@@ -26,8 +26,8 @@ from server.exports.repository import Repository, now_ms
 from server.exports.watches import Watches
 from server.limits import StreamLimit
 from server.refusals import Refusal, Refused
-from server.stores.redis import RedisStore
-from server.stores.redis_place import RedisPlace
+from server.stores.redis.place import RedisPlace
+from server.stores.redis.store import RedisStore
 
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=needs("redis-server"))])

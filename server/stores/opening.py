@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from server.exports.store import Store
-from server.stores.redis_place import RedisPlace
-from server.stores.sqlite import SqliteStore
+from server.stores.redis.place import RedisPlace
+from server.stores.sqlite.store import SqliteStore
 
 
 async def open_store(place: Path | RedisPlace, clock: Callable[[], int]) -> Store:
@@ -20,6 +20,6 @@ async def open_store(place: Path | RedisPlace, clock: Callable[[], int]) -> Stor
     if isinstance(place, Path):
         return await SqliteStore.open(place)
     # Only here: whoever has a file need not have 10 MB of a client for Redis in memory.
-    from server.stores.redis import RedisStore
+    from server.stores.redis.store import RedisStore
 
     return await RedisStore.open(place, clock)

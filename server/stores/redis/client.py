@@ -9,7 +9,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
-from server.stores.redis_place import RedisPlace
+from server.stores.redis.place import RedisPlace
 
 # Every operation has a budget of one second in all; a sentinel that is away must not use it up.
 _SOCKET_SECONDS = 1.0

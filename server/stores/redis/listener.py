@@ -9,8 +9,8 @@ from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
-from server.stores import redis_scripts as scripts
 from server.stores.changes import Changes
+from server.stores.redis import scripts as scripts
 
 # How often the connection is asked whether it lives.
 _PING_SECONDS = 0.5

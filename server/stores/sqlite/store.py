@@ -18,8 +18,8 @@ from typing import ParamSpec, TypeVar
 from server.exports.model import CellRecord, Phase
 from server.exports.store import QUEUE, StoreError
 from server.refusals import Refusal, Refused
-from server.stores import sqlite_file, sqlite_rows
 from server.stores.changes import Changes
+from server.stores.sqlite import file, rows
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -40,7 +40,7 @@ class SqliteStore:
         self._floor = floor
         self._lock = lock
         self._executor = executor
-        self._identity = sqlite_file.identity(path)
+        self._identity = file.identity(path)
         self._foreign_writes: int | None = None
         self._trusted = False
         self._memory: OrderedDict[str, CellRecord] = OrderedDict()
@@ -58,8 +58,8 @@ class SqliteStore:
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
         loop = asyncio.get_running_loop()
         try:
-            lock, connection = await loop.run_in_executor(executor, sqlite_file.open_file, path)
-            floor = await loop.run_in_executor(executor, sqlite_file.floor, connection)
+            lock, connection = await loop.run_in_executor(executor, file.open_file, path)
+            floor = await loop.run_in_executor(executor, file.floor, connection)
             store = cls(path, connection, floor, lock, executor)
             await store.check()
         except (OSError, sqlite3.Error, Refused) as error:
@@ -72,7 +72,7 @@ class SqliteStore:
         known = self._known(cell)
         if known is not None:
             return known
-        return self._remember(await self._run(sqlite_rows.select, self._connection, cell, self._floor))
+        return self._remember(await self._run(rows.select, self._connection, cell, self._floor))
 
     async def replace(self, record: CellRecord) -> bool:
         self._require_trust()
@@ -98,8 +98,8 @@ class SqliteStore:
     async def check(self) -> None:
         try:
             if self._foreign_writes is None:
-                self._foreign_writes = await self._run(sqlite_file.foreign_writes, self._connection)
-            await self._run(sqlite_file.check, self._connection, self._path, self._identity, self._foreign_writes)
+                self._foreign_writes = await self._run(file.foreign_writes, self._connection)
+            await self._run(file.check, self._connection, self._path, self._identity, self._foreign_writes)
             if not self._trusted:
                 await self._recall()
         except Refused:
@@ -113,7 +113,7 @@ class SqliteStore:
         os.close(self._lock)
 
     async def _replace(self, record: CellRecord) -> bool:
-        written = await self._run(sqlite_rows.replace_record, self._connection, record, self._floor)
+        written = await self._run(rows.replace_record, self._connection, record, self._floor)
         if written:
             self._remember(record)
             self._changes.tell(record.cell)
@@ -129,7 +129,7 @@ class SqliteStore:
 
     async def _recall(self) -> None:
         """Fill the memory from the file."""
-        underway = await self._run(sqlite_rows.select_underway, self._connection)
+        underway = await self._run(rows.select_underway, self._connection)
         self._memory.clear()
         self._underway = {record.cell: record for record in underway}
         self._trusted = True

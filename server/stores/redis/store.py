@@ -20,12 +20,12 @@ from server import tasks
 from server.exports.model import CellRecord, Phase, Trust
 from server.exports.store import StoreError
 from server.refusals import Refusal, Refused
-from server.stores import redis_records
-from server.stores import redis_scripts as scripts
 from server.stores.changes import Changes
-from server.stores.redis_client import connect
-from server.stores.redis_listener import listen
-from server.stores.redis_place import RedisPlace
+from server.stores.redis import encoding
+from server.stores.redis import scripts as scripts
+from server.stores.redis.client import connect
+from server.stores.redis.listener import listen
+from server.stores.redis.place import RedisPlace
 
 _BUDGET_SECONDS = 1.0
 _MOST_CONNECTIONS = 32
@@ -100,7 +100,7 @@ class RedisStore:
         accepted_at: int | str = "" if record.export is None else record.export.accepted_at
         queued = record.export is not None and record.export.phase is Phase.QUEUED
         keys = [scripts.MARK, scripts.cell_key(record.cell), scripts.UNDERWAY]
-        data = redis_records.encode(record)
+        data = encoding.encode(record)
         words = [record.cell, record.revision, data, accepted_at, "queued" if queued else ""]
         # The last says whether it is done for the second time, as the first one's answer was lost.
         (written,) = await self._run(self._replace, keys, [*words, "0"], again=[*words, "1"])
@@ -116,7 +116,7 @@ class RedisStore:
             cell = name.decode()
             try:
                 known = before.get(cell)
-                stored = known if known and known[0] == data else (data, redis_records.decode(cell, 0, data))
+                stored = known if known and known[0] == data else (data, encoding.decode(cell, 0, data))
             except ValueError as error:
                 self._say_damaged(cell, error)
                 continue
@@ -173,7 +173,7 @@ class RedisStore:
         if revision is None or data is None:
             return self._placed(CellRecord(cell=cell), 0)
         try:
-            return self._placed(redis_records.decode(cell, 0, data), int(revision))
+            return self._placed(encoding.decode(cell, 0, data), int(revision))
         except ValueError as error:
             raise Refused(Refusal.DATA_DAMAGED, note=f"{scripts.cell_key(cell)}: {error}") from error
 
