@@ -15,9 +15,9 @@ from cellexport import logs
 from cellexport.settings import Environment, SettingError
 from server.auth.mint import MintError
 from server.config import Settings
-from server.door import ListenError
 from server.drain import LONGEST_GRACE_SECONDS
 from server.exports.store import StoreError
+from server.rpc.listener import ListenError
 from server.token_command import token
 from server.wiring import serving
 

@@ -15,7 +15,7 @@ from cellexport.settings import (
 )
 from cellexport.urls import UnitUrls
 from server.auth.issuers import SETTING, Issuer, read_issuers
-from server.door import GrpcDoor
+from server.rpc.listener import GrpcDoor
 from server.stores.redis.place import SCHEMES, RedisPlace
 
 _AES_KEYS = (16, 24, 32)

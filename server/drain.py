@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import grpc
 
 from server.health import Health
-from server.in_flight import CallsInFlight
+from server.rpc.in_flight import CallsInFlight
 
 # How long calls that are being served may take to end.
 LONGEST_GRACE_SECONDS = 8.0

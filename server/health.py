@@ -15,8 +15,8 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer
 
 from server.exports.store_pulse import StorePulse
-from server.failures import Context
 from server.open_streams import OpenStreams
+from server.rpc.abort import Context
 
 SERVICE = Default().FindServiceByName("grpc.health.v1.Health")
 

@@ -14,8 +14,8 @@ import grpc
 
 from cellexport import logs, tracing
 from cellexport.tracing import TRACESTATE, Span, Spans
-from server import contexts
-from server.failures import Context
+from server.rpc import call_context
+from server.rpc.abort import Context
 
 if TYPE_CHECKING:
     from server.rpc_metrics import MethodMetrics, RpcMetrics
@@ -67,7 +67,7 @@ class Observer(grpc.aio.ServerInterceptor):
             return None
         observed = self._observed.get(method)
         # The handler runs in this very task, and so do its lines for the log.
-        traceparent = contexts.traceparent(handler_call_details.invocation_metadata)
+        traceparent = call_context.traceparent(handler_call_details.invocation_metadata)
         if traceparent is not None:
             logs.mark(trace_id=tracing.trace_id(traceparent))
         if observed is None or observed[0] is not handler:
@@ -163,7 +163,7 @@ class _Call:
         self._span = _begin(method, context)
         if method.metrics is not None:
             method.metrics.started()
-        contexts.when_over(context, self._end)
+        call_context.when_over(context, self._end)
 
     def receive(self, request: Any) -> Any:
         """Count a request; of several, each as it comes."""
@@ -180,17 +180,17 @@ class _Call:
             self._method.metrics.sent()
 
     def _end(self, context: Context) -> None:
-        code = contexts.code(context, raised=self.raised)
+        code = call_context.code(context, raised=self.raised)
         if self._method.metrics is not None:
             self._method.metrics.ended(code, time.perf_counter() - self._began)
         if self._span is not None:
             attributes: tracing.Attributes = {
                 "rpc.grpc.status_code": code.value[0],
-                **contexts.key(context, "cellexport.request_key"),
+                **call_context.key(context, "cellexport.request_key"),
             }
             self._span.end(attributes, failed=code in _FAILURES)
         if code is grpc.StatusCode.CANCELLED:
-            labels = {"method": self._method.path} | contexts.key(context, "request_key")
+            labels = {"method": self._method.path} | call_context.key(context, "request_key")
             _log.debug("cancelled by its caller", extra=labels)
 
 
@@ -198,8 +198,8 @@ def _begin(method: _Method, context: Context) -> Span | None:
     if method.spans is None:
         return None
     metadata = context.invocation_metadata() or ()
-    state = tracing.valid_state(contexts.single(metadata, TRACESTATE))
-    span = method.spans.serve(method.path[1:], contexts.traceparent(metadata), state, method.attributes)
+    state = tracing.valid_state(call_context.single(metadata, TRACESTATE))
+    span = method.spans.serve(method.path[1:], call_context.traceparent(metadata), state, method.attributes)
     logs.mark(trace_id=tracing.trace_id(span.traceparent))
     return span
 

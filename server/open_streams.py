@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import grpc
 
 from cellexport import request_key
-from server.failures import Context, abort
 from server.refusals import Refusal, Refused
+from server.rpc.abort import Context, abort
 
 
 class OpenStreams:

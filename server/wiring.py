@@ -13,7 +13,6 @@ from cellexport.settings import SettingError
 from cellexport.urls import UnitUrls
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from server import tasks
-from server.admission import Admission
 from server.auth import Judge, TokenKind
 from server.auth.cipher import Cipher
 from server.auth.cookie import Cookies
@@ -22,7 +21,6 @@ from server.auth.local import LocalTokens
 from server.auth.master import MasterToken
 from server.cells import CellDirectory
 from server.config import Settings, TokenSettings
-from server.door import MOST_CALLS, taken
 from server.drain import Drain
 from server.exporter.area import SnapshotArea
 from server.exports.claims import Claims
@@ -33,13 +31,15 @@ from server.exports.repository import Repository, now_ms
 from server.exports.store import Store
 from server.exports.store_pulse import StorePulse
 from server.exports.watches import Watches
-from server.guard import Guard
 from server.health import SERVICE as HEALTH_SERVICE
 from server.health import Health
-from server.in_flight import CallsInFlight
 from server.observation import Observer
 from server.reflection import Reflection
-from server.servicer import CellExportService, ExporterService
+from server.rpc.admission import Admission
+from server.rpc.guard import Guard
+from server.rpc.in_flight import CallsInFlight
+from server.rpc.listener import MOST_CALLS, taken
+from server.rpc.services import CellExportService, ExporterService
 from server.stores.measured import MeasuredStore
 from server.stores.opening import open_store
 

@@ -9,12 +9,12 @@ from unit import ROOT
 
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from cellexport.v1.error_reason_pb2 import ErrorReason
-from server.admission import Admission
 from server.auth import Judge
 from server.cells import CellDirectory
-from server.guard import Guard
-from server.in_flight import CallsInFlight
 from server.refusals import Refusal
+from server.rpc.admission import Admission
+from server.rpc.guard import Guard
+from server.rpc.in_flight import CallsInFlight
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -18,7 +18,7 @@ from unit import PREFACE, HandExporter, Unit, answered, eventually, frame, meanw
 from cellexport import client
 from cellexport.settings import Environment
 from cellexport.v1 import cell_export_pb2, exporter_pb2
-from server.door import GrpcDoor
+from server.rpc.listener import GrpcDoor
 
 GOAWAY, PING, SETTINGS = 7, 6, 4
 

@@ -28,7 +28,7 @@ from watchers import following
 from cellexport.settings import Environment
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from cellexport.v1.cell_export_pb2 import Outcome
-from server.door import MOST_CALLS, GrpcDoor
+from server.rpc.listener import MOST_CALLS, GrpcDoor
 
 # Within these Envoy knows that a server is ending: two checks, a second apart, the last of which may take a second.
 NOTICE_SECONDS = 3

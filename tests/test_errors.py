@@ -25,14 +25,14 @@ from cellexport.v1.cell_export_pb2 import GetCellExportRequest, GetCellExportRes
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from gateway import create_app
 from gateway.config import Settings
-from server.admission import Admission, Call
 from server.auth import Judge
 from server.auth.master import MasterToken
 from server.auth.rights import Privilege
 from server.cells import CellDirectory
 from server.exports.repository import now_ms
-from server.guard import Guard, Rule
-from server.in_flight import CallsInFlight
+from server.rpc.admission import Admission, Call
+from server.rpc.guard import Guard, Rule
+from server.rpc.in_flight import CallsInFlight
 
 GOOD = {"authorization": f"Bearer {TOKEN}"}
 INVALID_TOKEN = ', error="invalid_token"'

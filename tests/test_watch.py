@@ -24,8 +24,8 @@ from server.auth import Identity
 from server.exports.model import Caller
 from server.exports.repository import Repository, now_ms
 from server.exports.watches import Watches
-from server.limits import StreamLimit
 from server.refusals import Refusal, Refused
+from server.rpc.stream_limit import StreamLimit
 from server.stores.redis.place import RedisPlace
 from server.stores.redis.store import RedisStore
 

@@ -6,8 +6,6 @@ from contextlib import aclosing
 
 from cellexport.v1 import cell_export_pb2 as status_pb2
 from cellexport.v1 import exporter_pb2
-from server import messages
-from server.admission import Call
 from server.auth.rights import Privilege
 from server.cells import CellDirectory
 from server.exports import events
@@ -17,9 +15,11 @@ from server.exports.lifecycle import ExportLifecycle
 from server.exports.model import Cell, CellRecord, Reason, Result, told
 from server.exports.repository import now_ms
 from server.exports.watches import Watches
-from server.guard import AnyRule, BatchRule, Rule, StreamRule
-from server.limits import StreamLimit
 from server.refusals import Refusal, Refused
+from server.rpc import messages
+from server.rpc.admission import Call
+from server.rpc.guard import AnyRule, BatchRule, Rule, StreamRule
+from server.rpc.stream_limit import StreamLimit
 
 _LONGEST_WAIT_SECONDS = 30.0
 _MOST_CELLS_OF_ONE_CALL = 250

@@ -7,7 +7,7 @@ import grpc
 
 from cellexport import request_key, tracing
 from cellexport.tracing import TRACEPARENT
-from server.failures import Context
+from server.rpc.abort import Context
 
 # A caller takes its call back when the deadline passes, and we may hear that a little before ours has.
 _DEADLINE_SECONDS = 0.05

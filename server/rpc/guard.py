@@ -19,14 +19,14 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from cellexport import request_key
-from server import contexts, failures
-from server.admission import Admission, Call, presented_in
 from server.auth.credentials import Credentials
 from server.auth.rights import Privilege
-from server.failures import Context
-from server.in_flight import CallsInFlight
-from server.limits import StreamLimit
 from server.refusals import Refusal, Refused
+from server.rpc import abort, call_context
+from server.rpc.abort import Context
+from server.rpc.admission import Admission, Call, presented_in
+from server.rpc.in_flight import CallsInFlight
+from server.rpc.stream_limit import StreamLimit
 
 # How many cells of one call are looked at at a time.
 _AT_A_TIME = 25
@@ -130,8 +130,8 @@ class Guard:
             except Exception as exception:
                 error = exception
             key = key or request_key.generate()
-            refused = failures.logged(error, method=name, cell=getattr(request, "cell", ""), key=key)
-            return await failures.abort(context, refused, key)
+            refused = abort.logged(error, method=name, cell=getattr(request, "cell", ""), key=key)
+            return await abort.abort(context, refused, key)
 
         return guarded
 
@@ -154,7 +154,7 @@ class Guard:
                 identity = self._admission.admit(cell, credentials, rule.privilege)
                 return cell, await rule.method(cell, Call(key, identity))
             except Exception as exception:
-                return cell, failures.logged(exception, method=name, cell=cell, key=key)
+                return cell, abort.logged(exception, method=name, cell=cell, key=key)
 
         async def all_of_them() -> Message:
             entries: list[tuple[str, Message | Refused]] = []
@@ -206,7 +206,7 @@ def _deserializer(message: type[Message]) -> Callable[[bytes], Message | None]:
 
 def _require_time(context: Context) -> None:
     """What nobody waits for any more must not be done."""
-    if contexts.is_late(context):
+    if call_context.is_late(context):
         raise Refused(Refusal.DEADLINE_PASSED)
 
 

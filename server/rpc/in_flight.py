@@ -2,8 +2,8 @@
 
 import asyncio
 
-from server import contexts
-from server.failures import Context
+from server.rpc import call_context
+from server.rpc.abort import Context
 
 
 class CallsInFlight:
@@ -17,7 +17,7 @@ class CallsInFlight:
     def add(self, context: Context) -> None:
         self._calls += 1
         self._none.clear()
-        contexts.when_over(context, self._remove)
+        call_context.when_over(context, self._remove)
 
     async def wait_for_none(self, *, seconds: float) -> None:
         """Wait until there has been none for so long."""
