@@ -15,8 +15,8 @@ from cellexport import logs
 from cellexport.settings import Environment, SettingError
 from server.auth.mint import MintError
 from server.config import Settings
-from server.drain import LONGEST_GRACE_SECONDS
 from server.exports.store import StoreError
+from server.ops.drain import LONGEST_GRACE_SECONDS
 from server.rpc.listener import ListenError
 from server.token_command import token
 from server.wiring import serving

@@ -21,7 +21,6 @@ from server.auth.local import LocalTokens
 from server.auth.master import MasterToken
 from server.cells import CellDirectory
 from server.config import Settings, TokenSettings
-from server.drain import Drain
 from server.exporter.area import SnapshotArea
 from server.exports.claims import Claims
 from server.exports.events import EventLog, Events, NoEvents
@@ -31,10 +30,11 @@ from server.exports.repository import Repository, now_ms
 from server.exports.store import Store
 from server.exports.store_pulse import StorePulse
 from server.exports.watches import Watches
-from server.health import SERVICE as HEALTH_SERVICE
-from server.health import Health
-from server.observation import Observer
-from server.reflection import Reflection
+from server.ops.call_observer import Observer
+from server.ops.drain import Drain
+from server.ops.health import SERVICE as HEALTH_SERVICE
+from server.ops.health import Health
+from server.ops.reflection import Reflection
 from server.rpc.admission import Admission
 from server.rpc.guard import Guard
 from server.rpc.in_flight import CallsInFlight
@@ -44,7 +44,7 @@ from server.stores.measured import MeasuredStore
 from server.stores.opening import open_store
 
 if TYPE_CHECKING:
-    from server.metrics import Metrics
+    from server.ops.metrics import Metrics
 
 _SERVICES = (
     cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"],
@@ -152,7 +152,7 @@ def _open_metrics(settings: Settings, stack: AsyncExitStack) -> "Metrics | None"
         return None
     # Only here: who has no metrics need not have 5 MB of their library in memory.
     from cellexport.metrics import MetricsServer
-    from server.metrics import Metrics
+    from server.ops.metrics import Metrics
 
     metrics = Metrics()
     try:

@@ -23,8 +23,8 @@ from cellexport import client
 from cellexport.v1.cell_export_pb2 import Outcome, WatchCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from cellexport.v1.exporter_pb2 import ClaimExportRequest
-from server.observation import Observer
-from server.rpc_metrics import RpcMetrics
+from server.ops.call_metrics import RpcMetrics
+from server.ops.call_observer import Observer
 
 Labels = dict[str, str]
 Samples = list[tuple[str, Labels, float]]

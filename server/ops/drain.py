@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
-from server.health import Health
+from server.ops.health import Health
 from server.rpc.in_flight import CallsInFlight
 
 # How long calls that are being served may take to end.

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cellexport.metrics import new_registry
 from server.exports.model import CellRecord, Export, Outcome, Phase
-from server.rpc_metrics import RpcMetrics
+from server.ops.call_metrics import RpcMetrics
 
 _STATES = ("queued", "running", "stalled")
 # SQLite answers reads from memory within microseconds; no operation takes longer than a second.

@@ -15,7 +15,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer
 
 from server.exports.store_pulse import StorePulse
-from server.open_streams import OpenStreams
+from server.ops.public_streams import OpenStreams
 from server.rpc.abort import Context
 
 SERVICE = Default().FindServiceByName("grpc.health.v1.Health")

@@ -18,7 +18,7 @@ from server.rpc import call_context
 from server.rpc.abort import Context
 
 if TYPE_CHECKING:
-    from server.rpc_metrics import MethodMetrics, RpcMetrics
+    from server.ops.call_metrics import MethodMetrics, RpcMetrics
 
 _OURS = "/cellexport."
 # What is the server's fault, as OpenTelemetry's conventions see it.
