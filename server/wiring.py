@@ -21,7 +21,7 @@ from server.auth.local import LocalTokens
 from server.auth.master import MasterToken
 from server.cells import CellDirectory
 from server.config import Settings, TokenSettings
-from server.exporter.area import SnapshotArea
+from server.exporter.snapshot_directory import SnapshotArea
 from server.exports.claims import Claims
 from server.exports.events import EventLog, Events, NoEvents
 from server.exports.expiry import Expiry

@@ -18,7 +18,7 @@ from cellexport.settings import Environment
 from cellexport.v1.cell_export_pb2 import Outcome
 from gateway.config import Settings as GatewaySettings
 from server.config import Settings as ServerSettings
-from server.exporter.config import Settings as ExporterSettings
+from server.exporter.settings import Settings as ExporterSettings
 from server.ops.drain import LONGEST_GRACE_SECONDS
 
 DEPLOY = ROOT / "examples" / "deploy"

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from server.exporter.area import SnapshotArea
+from server.exporter.snapshot_directory import SnapshotArea
 from server.exports import transitions
 from server.exports.events import NoEvents
 from server.exports.expiry import Expiry

@@ -36,8 +36,8 @@ from unit import Unit, needs, needs_root
 
 from server.exporter.__main__ import cli
 from server.exporter.tally import Tally
-from server.exporter.verify import Complete, Problem
-from server.exporter.verify import verify as findings_in
+from server.exporter.verifying.verify import Complete, Problem
+from server.exporter.verifying.verify import verify as findings_in
 
 HELLO = "20_webdav/hello.txt"
 NOISE = "20_webdav/noise.bin"

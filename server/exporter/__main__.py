@@ -12,11 +12,11 @@ import click
 from cellexport import client, logs
 from cellexport.settings import Environment, SettingError
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
-from server.exporter.area import AreaError, SnapshotArea
 from server.exporter.bar import Bar
-from server.exporter.config import Settings
 from server.exporter.runner import RefusedError, Runner
-from server.exporter.verify_command import verify
+from server.exporter.settings import Settings
+from server.exporter.snapshot_directory import AreaError, SnapshotArea
+from server.exporter.verifying.command import verify
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import IO, BinaryIO, Protocol, cast
 
 from server.exporter import names
-from server.exporter.area import MANIFEST
+from server.exporter.snapshot_directory import MANIFEST
 from server.exporter.tally import Tally
 from server.exporter.walk import Found, Skipped, SourceChangedError, SourceError, open_file
 

@@ -17,7 +17,6 @@ from cellexport.v1.cell_export_pb2 import Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest, FinishExportRequest
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 from server.exporter import ending, snapshot
-from server.exporter.area import FULL, SnapshotArea
 from server.exporter.bar import Bar
 from server.exporter.heartbeat import (
     ExportCancelledError,
@@ -29,6 +28,7 @@ from server.exporter.heartbeat import (
 )
 from server.exporter.part import FencedError, NameTakenError
 from server.exporter.snapshot import StoppedError, Subject
+from server.exporter.snapshot_directory import FULL, SnapshotArea
 from server.exporter.tally import Tally
 from server.exporter.walk import SourceChangedError, SourceError
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from server.exporter import names
 from server.exporter.archive import ENTRIES
-from server.exporter.area import MANIFEST
-from server.exporter.directory import Directory, Record
-from server.exporter.listing import MANIFEST_LIMIT, Manifest, read_lines, read_manifest
-from server.exporter.member import content
 from server.exporter.snapshot import ALWAYS
+from server.exporter.snapshot_directory import MANIFEST
 from server.exporter.tally import Tally
-from server.exporter.window import DamagedError, Window, opened
+from server.exporter.verifying.file_window import DamagedError, Window, opened
+from server.exporter.verifying.listing import MANIFEST_LIMIT, Manifest, read_lines, read_manifest
+from server.exporter.verifying.zip_directory import Directory, Record
+from server.exporter.verifying.zip_entry import content
 
 
 @dataclass(frozen=True, slots=True)

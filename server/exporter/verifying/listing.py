@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from server.exporter.snapshot import EXPORT_VERSION
-from server.exporter.window import DamagedError
+from server.exporter.verifying.file_window import DamagedError
 
 MANIFEST_LIMIT = 64 * 1024
 # A name has at most 64 KB, and twice that as it was; names too long for the zip are listed as skipped.

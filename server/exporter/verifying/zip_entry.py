@@ -5,8 +5,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from server.exporter.directory import UTF8_NAME, Record, widened
-from server.exporter.window import DamagedError, Window
+from server.exporter.verifying.file_window import DamagedError, Window
+from server.exporter.verifying.zip_directory import UTF8_NAME, Record, widened
 
 _HEADER = struct.Struct("<4s5H3L2H")
 _CHUNK = 256 * 1024

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from server.exporter.window import DamagedError, Window
+from server.exporter.verifying.file_window import DamagedError, Window
 
 UTF8_NAME = 0x0800
 

@@ -10,8 +10,8 @@ import click
 from cellexport import logs
 from server.exporter.bar import Bar
 from server.exporter.tally import Tally
-from server.exporter.verify import Complete, Problem
-from server.exporter.verify import verify as findings_in
+from server.exporter.verifying.verify import Complete, Problem
+from server.exporter.verifying.verify import verify as findings_in
 
 # Problems that are named, of each file.
 _NAMED = 20
