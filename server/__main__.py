@@ -14,10 +14,10 @@ import click
 from cellexport import logs
 from cellexport.settings import Environment, SettingError
 from server.auth.mint import MintError
-from server.config import Settings
 from server.exports.store import StoreError
 from server.ops.drain import LONGEST_GRACE_SECONDS
 from server.rpc.listener import ListenError
+from server.settings import Settings
 from server.token_command import token
 from server.wiring import serving
 

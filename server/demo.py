@@ -20,7 +20,7 @@ from honcho.manager import Manager
 from cellexport.address import Address
 from cellexport.door import Door
 from cellexport.settings import Environment, SettingError
-from server.config import Settings
+from server.settings import Settings
 
 _CELL = "demo"
 _ACCESS_FILE = """\

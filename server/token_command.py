@@ -22,10 +22,10 @@ from server.auth.issuers import SETTING, Issuer
 from server.auth.local import LocalTokens
 from server.auth.rights import Privilege
 from server.cells import CellDirectory
-from server.config import Settings, TokenSettings
 from server.exports.model import Cell
 from server.exports.repository import now_ms
 from server.refusals import Refused
+from server.settings import Settings, TokenSettings
 from server.wiring import build_judge
 
 _UNIT_LEVEL = frozenset({"unit-user"})

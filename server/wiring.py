@@ -20,7 +20,6 @@ from server.auth.jwt_access import JwtAccessTokens
 from server.auth.local import LocalTokens
 from server.auth.master import MasterToken
 from server.cells import CellDirectory
-from server.config import Settings, TokenSettings
 from server.exporter.snapshot_directory import SnapshotArea
 from server.exports.claims import Claims
 from server.exports.events import EventLog, Events, NoEvents
@@ -40,6 +39,7 @@ from server.rpc.guard import Guard
 from server.rpc.in_flight import CallsInFlight
 from server.rpc.listener import MOST_CALLS, taken
 from server.rpc.services import CellExportService, ExporterService
+from server.settings import Settings, TokenSettings
 from server.stores.measured import MeasuredStore
 from server.stores.opening import open_store
 

@@ -34,8 +34,8 @@ from cellexport.urls import UnitUrls
 from server.auth.credentials import Credentials
 from server.auth.rights import Privilege
 from server.cells import CellDirectory
-from server.config import TokenSettings
 from server.refusals import Refused
+from server.settings import TokenSettings
 from server.wiring import build_judge
 
 ROUNDS = 31

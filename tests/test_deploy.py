@@ -17,9 +17,9 @@ from unit import ROOT, TOKEN, Unit, accepts, eventually, needs
 from cellexport.settings import Environment
 from cellexport.v1.cell_export_pb2 import Outcome
 from gateway.config import Settings as GatewaySettings
-from server.config import Settings as ServerSettings
 from server.exporter.settings import Settings as ExporterSettings
 from server.ops.drain import LONGEST_GRACE_SECONDS
+from server.settings import Settings as ServerSettings
 
 DEPLOY = ROOT / "examples" / "deploy"
 BIN = Path(sys.executable).parent

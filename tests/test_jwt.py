@@ -23,9 +23,9 @@ from cellexport.urls import UnitUrls
 from server.auth import Judge
 from server.auth.credentials import Credentials
 from server.auth.rights import Privilege
-from server.config import TokenSettings
 from server.exports.model import Cell
 from server.refusals import Refused
+from server.settings import TokenSettings
 from server.wiring import build_judge
 
 EXPIRED, INVALID, SIGNATURE, SCOPE = "PR401-AU-0002", "PR401-AU-0006", "PR401-AU-0008", "PR403-AU-0007"

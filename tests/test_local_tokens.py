@@ -38,9 +38,9 @@ from gateway.config import Settings as GatewaySettings
 from server.auth import Judge
 from server.auth.credentials import Credentials
 from server.auth.rights import Privilege
-from server.config import Settings, TokenSettings
 from server.exports.model import Cell
 from server.refusals import Refused
+from server.settings import Settings, TokenSettings
 from server.wiring import build_judge, serving
 
 MISSING, EXPIRED, INVALID, REFRESH = "PR401-AU-0001", "PR401-AU-0002", "PR401-AU-0006", "PR401-AU-0007"

@@ -14,8 +14,8 @@ from unit import ROOT, TOKEN, UNIT_URL, HandExporter, Unit
 
 from cellexport import client
 from cellexport.settings import Environment, Secret, SettingError
-from server.config import Settings as ServerSettings
 from server.exporter.settings import Settings as ExporterSettings
+from server.settings import Settings as ServerSettings
 
 BAD = [
     ("server", "CELLEXPORT_UNIT_DIR", "/nowhere/at/all"),

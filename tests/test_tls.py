@@ -25,8 +25,8 @@ from cellexport.settings import Environment, SettingError
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from gateway.config import Settings as GatewaySettings
-from server.config import Settings as ServerSettings
 from server.exporter.settings import Settings as ExporterSettings
+from server.settings import Settings as ServerSettings
 
 
 @dataclass
