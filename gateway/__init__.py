@@ -22,7 +22,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask
 
-from cellexport import tracing
+from cellexport.program import tracing
 from gateway.config import Settings
 from gateway.metrics import Metrics
 from gateway.observation import Observation, note_request

@@ -9,10 +9,10 @@ from wsgiref.types import WSGIApplication
 
 import click
 
-from cellexport import logs
 from cellexport.address import Address
-from cellexport.metrics import MetricsServer
-from cellexport.settings import Environment, SettingError
+from cellexport.environment import Environment, SettingError
+from cellexport.program import logs
+from cellexport.program.metrics_server import MetricsServer
 from gateway import create_app, serving
 from gateway.config import Settings
 from gateway.metrics import Metrics

@@ -4,11 +4,12 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cellexport import client, tracing
+from cellexport import client
 from cellexport.address import Address
-from cellexport.door import Door
-from cellexport.settings import Environment, SettingError, metrics_listen
-from cellexport.urls import UnitUrls
+from cellexport.environment import Environment, SettingError, metrics_listen
+from cellexport.program import tracing
+from cellexport.program.listening import Door
+from cellexport.program.unit_urls import UnitUrls
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ is too large, is cut down to what will be judged malformed in its place.
 
 from werkzeug.wrappers import Request
 
-from cellexport import client, request_key, tracing
+from cellexport import client, request_key
+from cellexport.program import tracing
 from gateway import observation
 
 _CREDENTIAL_LIMIT = 4096

@@ -5,7 +5,7 @@ from typing import final
 import grpc
 from prometheus_client import Counter, Gauge, Histogram
 
-from cellexport.metrics import new_registry
+from cellexport.program.metrics_server import new_registry
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 

@@ -11,8 +11,8 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Response, g, request
 
-from cellexport import logs, tracing
-from cellexport.tracing import Span, Spans
+from cellexport.program import logs, tracing
+from cellexport.program.tracing import Span, Spans
 from gateway.metrics import Metrics
 
 # Where `forwarding` finds what the server is told of the trace.

@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from cellexport import client
-from cellexport.settings import SettingError
+from cellexport.environment import SettingError
 
 _DEADLINE_SECONDS = 0.9
 _FRESH_SECONDS = 1.0

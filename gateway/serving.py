@@ -17,9 +17,9 @@ from granian.log import LogLevels
 from granian.server.mp import MPServer
 
 from cellexport.address import Address
-from cellexport.door import SOCKET_MODE, Door
+from cellexport.environment import SettingError
 from cellexport.pem import Pem, PemWatch
-from cellexport.settings import SettingError
+from cellexport.program.listening import SOCKET_MODE, Door
 
 _THREADS = 32
 # How long a request that is being served may take to end.

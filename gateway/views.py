@@ -9,7 +9,7 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from cellexport import client, request_key
-from cellexport.settings import SettingError
+from cellexport.environment import SettingError
 from gateway import errors, forwarding, overrides, render
 from gateway.body import Bodies
 from gateway.config import Settings

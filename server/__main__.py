@@ -11,8 +11,8 @@ import time
 
 import click
 
-from cellexport import logs
-from cellexport.settings import Environment, SettingError
+from cellexport.environment import Environment, SettingError
+from cellexport.program import logs
 from server.auth.mint import MintError
 from server.exports.store import StoreError
 from server.ops.drain import LONGEST_GRACE_SECONDS

@@ -18,8 +18,8 @@ from pathlib import Path
 from honcho.manager import Manager
 
 from cellexport.address import Address
-from cellexport.door import Door
-from cellexport.settings import Environment, SettingError
+from cellexport.environment import Environment, SettingError
+from cellexport.program.listening import Door
 from server.settings import Settings
 
 _CELL = "demo"

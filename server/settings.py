@@ -4,16 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellexport import tracing
 from cellexport.address import Address
-from cellexport.settings import (
-    Environment,
-    Secret,
-    SettingError,
-    metrics_listen,
-    plaintext_allowed,
-)
-from cellexport.urls import UnitUrls
+from cellexport.environment import Environment, Secret, SettingError, metrics_listen, plaintext_allowed
+from cellexport.program import tracing
+from cellexport.program.unit_urls import UnitUrls
 from server.auth.issuers import SETTING, Issuer, read_issuers
 from server.rpc.listener import GrpcDoor
 from server.stores.redis.place import SCHEMES, RedisPlace

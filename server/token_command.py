@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from cellexport.settings import Environment, SettingError
-from cellexport.urls import UnitUrls
+from cellexport.environment import Environment, SettingError
+from cellexport.program.unit_urls import UnitUrls
 from server.auth import explain, mint
 from server.auth.cipher import Cipher
 from server.auth.cookie import Cookies, seal

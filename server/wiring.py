@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-from cellexport import tracing
-from cellexport.settings import SettingError
-from cellexport.urls import UnitUrls
+from cellexport.environment import SettingError
+from cellexport.program import tracing
+from cellexport.program.unit_urls import UnitUrls
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from server import tasks
 from server.auth import Judge, TokenKind
@@ -151,7 +151,7 @@ def _open_metrics(settings: Settings, stack: AsyncExitStack) -> "Metrics | None"
     if address is None:
         return None
     # Only here: who has no metrics need not have 5 MB of their library in memory.
-    from cellexport.metrics import MetricsServer
+    from cellexport.program.metrics_server import MetricsServer
     from server.ops.metrics import Metrics
 
     metrics = Metrics()

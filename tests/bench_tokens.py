@@ -29,8 +29,8 @@ from tokens import (
 )
 from unit import TOKEN, UNIT_URL
 
-from cellexport.settings import Environment
-from cellexport.urls import UnitUrls
+from cellexport.environment import Environment
+from cellexport.program.unit_urls import UnitUrls
 from server.auth.credentials import Credentials
 from server.auth.rights import Privilege
 from server.cells import CellDirectory

@@ -16,7 +16,7 @@ from chaosproxy import ChaosProxy
 from unit import PREFACE, HandExporter, Unit, answered, eventually, frame, meanwhile
 
 from cellexport import client
-from cellexport.settings import Environment
+from cellexport.environment import Environment
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from server.rpc.listener import GrpcDoor
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from unit import ROOT, TOKEN, Unit, accepts, eventually, needs
 
-from cellexport.settings import Environment
+from cellexport.environment import Environment
 from cellexport.v1.cell_export_pb2 import Outcome
 from gateway.config import Settings as GatewaySettings
 from server.exporter.settings import Settings as ExporterSettings

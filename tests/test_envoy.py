@@ -25,7 +25,7 @@ from traffic import Caller, GrpcCaller, HttpCaller, export
 from unit import HandExporter, Program, Unit, eventually, free_port, meanwhile, needs, refused
 from watchers import following
 
-from cellexport.settings import Environment
+from cellexport.environment import Environment
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from cellexport.v1.cell_export_pb2 import Outcome
 from server.rpc.listener import MOST_CALLS, GrpcDoor

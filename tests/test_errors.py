@@ -19,7 +19,7 @@ from unit import TOKEN, UNIT_URL, Answer, Unit, needs_root
 from werkzeug.test import Client
 
 from cellexport import client
-from cellexport.settings import Secret
+from cellexport.environment import Secret
 from cellexport.v1 import cell_export_pb2
 from cellexport.v1.cell_export_pb2 import GetCellExportRequest, GetCellExportResponse, StartCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub

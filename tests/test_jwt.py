@@ -18,8 +18,8 @@ from tokens import CELL_URL, ISSUER, Issuer, b64, decoded, generate, now, verdic
 from unit import UNIT_URL, Program, Unit, eventually
 
 from cellexport import client
-from cellexport.settings import Environment
-from cellexport.urls import UnitUrls
+from cellexport.environment import Environment
+from cellexport.program.unit_urls import UnitUrls
 from server.auth import Judge
 from server.auth.credentials import Credentials
 from server.auth.rights import Privilege

@@ -31,8 +31,8 @@ from tokens import (
 from unit import OWNER, TOKEN, UNIT_URL, Unit, eventually, request
 from werkzeug.test import Client
 
-from cellexport.settings import Environment
-from cellexport.urls import UnitUrls
+from cellexport.environment import Environment
+from cellexport.program.unit_urls import UnitUrls
 from gateway import create_app
 from gateway.config import Settings as GatewaySettings
 from server.auth import Judge

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellexport.logs import JsonFormatter, TextFormatter, marked
+from cellexport.program.logs import JsonFormatter, TextFormatter, marked
 
 
 def record(message: str, **fields: Any) -> logging.LogRecord:
@@ -45,7 +45,7 @@ def test_warnings_and_errors_that_nobody_caught_are_lines_too() -> None:
     program = """
 import threading, warnings
 from cellexport import logs
-from cellexport.settings import Environment
+from cellexport.environment import Environment
 logs.configure(Environment({}), terminal=False)
 warnings.warn("of a library")
 thread = threading.Thread(target=lambda: 1 / 0)

@@ -20,7 +20,7 @@ from records import following, full
 from redis_server import DURABLE, RedisServer, running
 from unit import ROOT, HandExporter, Unit, accepts, eventually, free_port, needs
 
-from cellexport.settings import SettingError
+from cellexport.environment import SettingError
 from cellexport.store.v1 import cell_record_pb2
 from server.exports.model import Trust
 from server.exports.repository import now_ms

@@ -13,7 +13,7 @@ from tokens import ACCESS_FILE, PEER, SECRET, Issuer, b64, cookie, expired, resi
 from unit import ROOT, TOKEN, UNIT_URL, HandExporter, Unit
 
 from cellexport import client
-from cellexport.settings import Environment, Secret, SettingError
+from cellexport.environment import Environment, Secret, SettingError
 from server.exporter.settings import Settings as ExporterSettings
 from server.settings import Settings as ServerSettings
 

@@ -20,8 +20,8 @@ from certificates import Authority, Identity, common_name
 from unit import TOKEN, HandExporter, Program, Unit, accepts, answered, eventually, free_port, meanwhile
 
 from cellexport import client
+from cellexport.environment import Environment, SettingError
 from cellexport.pem import PemFile, PemFiles, PemWatch
-from cellexport.settings import Environment, SettingError
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from gateway.config import Settings as GatewaySettings

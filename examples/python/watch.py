@@ -9,7 +9,7 @@ import sys
 import grpc
 
 from cellexport import client, watching
-from cellexport.settings import Environment, SettingError
+from cellexport.environment import Environment, SettingError
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, Outcome
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 

@@ -20,9 +20,9 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from cellexport.address import is_loopback
+from cellexport.environment import Environment, SettingError, plaintext_allowed
 from cellexport.pem import Pem, PemFile, PemFiles, PemWatch
-from cellexport.renewing import RenewingChannel
-from cellexport.settings import Environment, SettingError, plaintext_allowed
+from cellexport.renewing_channel import RenewingChannel
 
 UNIT_USER = "x-personium-unit-user"
 AUTHORIZATION = "authorization"

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from cellexport.settings import Environment, SettingError
+from cellexport.environment import Environment, SettingError
 
 _LIMIT = 1024 * 1024
 

@@ -7,7 +7,7 @@ changed never opens at all: see `cipher`.
 import hmac
 from urllib.parse import urlsplit
 
-from cellexport.urls import UnitUrls
+from cellexport.program.unit_urls import UnitUrls
 from server.auth.cipher import Cipher, initial_vector, older_initial_vector
 from server.auth.credentials import PresentedCookie
 from server.exports.model import Cell

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
-from cellexport.settings import SettingError
+from cellexport.environment import SettingError
 
 SETTING = "CELLEXPORT_TRUSTED_ISSUERS"
 # What belongs together: one issuer signs with one family. HMAC beside anything else would let who knows a public key

@@ -13,7 +13,7 @@ from typing import Any
 from jwt import PyJWK, PyJWS
 from jwt.exceptions import InvalidSignatureError
 
-from cellexport.urls import UnitUrls
+from cellexport.program.unit_urls import UnitUrls
 from server.auth.cipher import decode_base64url
 from server.auth.credentials import Credentials
 from server.auth.issuers import Issuer

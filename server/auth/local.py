@@ -8,7 +8,7 @@ type nor scope, and the roles before the issuer. Nothing is issued here, but for
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cellexport.urls import UnitUrls
+from cellexport.program.unit_urls import UnitUrls
 from server.auth.cipher import Cipher, initial_vector, older_initial_vector
 from server.auth.credentials import Credentials
 from server.auth.rights import NONE, Accepted

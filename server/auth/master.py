@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 
-from cellexport.settings import Secret
+from cellexport.environment import Secret
 from server.auth.credentials import Credentials
 from server.auth.rights import ALL, NONE, Accepted
 from server.exports.model import Caller, Cell

@@ -9,8 +9,9 @@ import threading
 
 import click
 
-from cellexport import client, logs
-from cellexport.settings import Environment, SettingError
+from cellexport import client
+from cellexport.environment import Environment, SettingError
+from cellexport.program import logs
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 from server.exporter.bar import Bar
 from server.exporter.runner import RefusedError, Runner

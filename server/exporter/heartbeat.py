@@ -10,7 +10,7 @@ from contextvars import copy_context
 import grpc
 
 from cellexport import client
-from cellexport.settings import SecretSource
+from cellexport.environment import SecretSource
 from cellexport.v1.exporter_pb2 import ClaimedExport, Progress, ReportProgressRequest
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from cellexport import client, logs
-from cellexport.settings import SecretSource
+from cellexport import client
+from cellexport.environment import SecretSource
+from cellexport.program import logs
 from cellexport.v1.cell_export_pb2 import Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest, FinishExportRequest
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellexport import client
-from cellexport.settings import Environment, SecretSource, SettingError
+from cellexport.environment import Environment, SecretSource, SettingError
 
 
 @dataclass(frozen=True, slots=True)

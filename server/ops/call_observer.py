@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from cellexport import logs, tracing
-from cellexport.tracing import TRACESTATE, Span, Spans
+from cellexport.program import logs, tracing
+from cellexport.program.tracing import TRACESTATE, Span, Spans
 from server.rpc import call_context
 from server.rpc.abort import Context
 

@@ -6,7 +6,7 @@ from typing import final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from cellexport.metrics import new_registry
+from cellexport.program.metrics_server import new_registry
 from server.exports.model import CellRecord, Export, Outcome, Phase
 from server.ops.call_metrics import RpcMetrics
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import grpc
 
-from cellexport import request_key, tracing
-from cellexport.tracing import TRACEPARENT
+from cellexport import request_key
+from cellexport.program import tracing
+from cellexport.program.tracing import TRACEPARENT
 from server.rpc.abort import Context
 
 # A caller takes its call back when the deadline passes, and we may hear that a little before ours has.

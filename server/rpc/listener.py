@@ -6,9 +6,9 @@ from pathlib import Path
 import grpc
 
 from cellexport.address import Address
-from cellexport.door import SOCKET_MODE, Door
+from cellexport.environment import Environment
 from cellexport.pem import Pem, PemFiles, PemWatch
-from cellexport.settings import Environment
+from cellexport.program.listening import SOCKET_MODE, Door
 
 # How many calls may be under way in all; another is told RESOURCE_EXHAUSTED.
 MOST_CALLS = 25_000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cellexport import logs
+from cellexport.program import logs
 from server.exporter.bar import Bar
 from server.exporter.tally import Tally
 from server.exporter.verifying.verify import Complete, Problem

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from cellexport.address import is_loopback
-from cellexport.settings import Secret, SettingError
+from cellexport.environment import Secret, SettingError
 
 SCHEMES = ("redis", "rediss", "redis+sentinel")
 

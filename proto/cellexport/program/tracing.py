@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Protocol
 
-from cellexport.settings import Environment, SettingError
+from cellexport.environment import Environment, SettingError
 
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
@@ -77,12 +77,12 @@ def are_on(environment: Environment) -> bool:
     environment.choice("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     environment.choice("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
     try:
-        import cellexport.spans
+        import cellexport.program.spans
     except ImportError as error:
         raise SettingError(
             "CELLEXPORT_TRACES: OpenTelemetry is not installed. Install cellexport with its extra otel, or say off."
         ) from error
-    return bool(cellexport.spans)
+    return bool(cellexport.program.spans)
 
 
 def open_spans(program: str, *, on: bool) -> Spans | None:
@@ -93,6 +93,6 @@ def open_spans(program: str, *, on: bool) -> Spans | None:
     """
     if not on:
         return None
-    from cellexport.spans import RecordedSpans
+    from cellexport.program.spans import RecordedSpans
 
     return RecordedSpans.to_collector(program)

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from cellexport.tracing import TRACEPARENT, TRACESTATE, Attributes, Span
+from cellexport.program.tracing import TRACEPARENT, TRACESTATE, Attributes, Span
 
 _FAREWELL_SECONDS = 1.0
 _PROPAGATOR = TraceContextTextMapPropagator()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from cellexport.address import Address
+from cellexport.environment import Environment, SettingError, plaintext_allowed
 from cellexport.pem import PemFile, PemFiles
-from cellexport.settings import Environment, SettingError, plaintext_allowed
 
 # Who may pass through the directory may connect.
 SOCKET_MODE = 0o666

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cellexport.settings import Environment, SettingError
+from cellexport.environment import Environment, SettingError
 
 _CELL = "{cell}"
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from cellexport.settings import Environment
+from cellexport.environment import Environment
 
 # What a caller sent is cut to this in the log.
 CLIENT_TEXT_LIMIT = 200
