@@ -23,11 +23,11 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from flask import Flask
 
 from cellexport.program import tracing
-from gateway.config import Settings
 from gateway.metrics import Metrics
-from gateway.observation import Observation, note_request
 from gateway.overrides import HeaderOverride, MethodOverride
 from gateway.readiness import Readiness
+from gateway.request_observer import Observation, note_request
+from gateway.settings import Settings
 from gateway.upstream import Upstream
 from gateway.views import METHODS, register
 

@@ -13,9 +13,9 @@ from cellexport.address import Address
 from cellexport.environment import Environment, SettingError
 from cellexport.program import logs
 from cellexport.program.metrics_server import MetricsServer
-from gateway import create_app, serving
-from gateway.config import Settings
+from gateway import create_app, granian_server
 from gateway.metrics import Metrics
+from gateway.settings import Settings
 
 _log = logging.getLogger("gateway")
 
@@ -35,9 +35,9 @@ def cli() -> None:
     try:
         log_config = logs.configure(Environment(os.environ), terminal=logs.is_terminal())
         settings = Settings.read(os.environ)
-        serving.require_free("CELLEXPORT_HTTP_LISTEN", settings.door.address)
+        granian_server.require_free("CELLEXPORT_HTTP_LISTEN", settings.door.address)
         if settings.metrics is not None:
-            serving.require_free("CELLEXPORT_HTTP_METRICS_LISTEN", settings.metrics)
+            granian_server.require_free("CELLEXPORT_HTTP_METRICS_LISTEN", settings.metrics)
     except SettingError as error:
         print(f"cellexport-gateway: {error}", file=sys.stderr)
         sys.exit(2)
@@ -46,7 +46,7 @@ def cli() -> None:
     multiprocessing.set_start_method("spawn")
     _log.info("starting", extra={"address": str(settings.door.address), "target": settings.target})
     settings.door.warn_if_wide()
-    serving.server("gateway.__main__:worker_app", settings.door, log_config).serve()
+    granian_server.server("gateway.__main__:worker_app", settings.door, log_config).serve()
     _log.info("ended")
 
 

@@ -8,7 +8,7 @@ from werkzeug.wrappers import Request
 
 from cellexport import client, request_key
 from cellexport.program import tracing
-from gateway import observation
+from gateway import request_observer
 
 _CREDENTIAL_LIMIT = 4096
 _COOKIE_LIMIT = 8192
@@ -60,7 +60,7 @@ def _unit_user(request: Request) -> client.Metadata:
 
 def _traceparent(request: Request) -> client.Metadata:
     """That of our own span, or else the caller's; valid, either."""
-    value: str | None = request.environ.get(observation.TRACEPARENT)
+    value: str | None = request.environ.get(request_observer.TRACEPARENT)
     return () if value is None else ((tracing.TRACEPARENT, value),)
 
 

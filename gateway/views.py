@@ -12,9 +12,9 @@ from cellexport import client, request_key
 from cellexport.environment import SettingError
 from gateway import errors, forwarding, overrides, render
 from gateway.body import Bodies
-from gateway.config import Settings
 from gateway.errors import ApiError
 from gateway.readiness import Readiness
+from gateway.settings import Settings
 from gateway.upstream import Upstream
 
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")

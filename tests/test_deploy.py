@@ -16,7 +16,7 @@ from unit import ROOT, TOKEN, Unit, accepts, eventually, needs
 
 from cellexport.environment import Environment
 from cellexport.v1.cell_export_pb2 import Outcome
-from gateway.config import Settings as GatewaySettings
+from gateway.settings import Settings as GatewaySettings
 from server.exporter.settings import Settings as ExporterSettings
 from server.ops.drain import LONGEST_GRACE_SECONDS
 from server.settings import Settings as ServerSettings

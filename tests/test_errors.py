@@ -24,7 +24,7 @@ from cellexport.v1 import cell_export_pb2
 from cellexport.v1.cell_export_pb2 import GetCellExportRequest, GetCellExportResponse, StartCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from gateway import create_app
-from gateway.config import Settings
+from gateway.settings import Settings
 from server.auth import Judge
 from server.auth.master import MasterToken
 from server.auth.rights import Privilege

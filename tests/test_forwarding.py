@@ -14,7 +14,7 @@ from werkzeug.test import Client
 
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, GetCellExportResponse
 from gateway import create_app
-from gateway.config import Settings
+from gateway.settings import Settings
 
 ALLOWED = {
     "authorization",

@@ -34,7 +34,7 @@ from werkzeug.test import Client
 from cellexport.environment import Environment
 from cellexport.program.unit_urls import UnitUrls
 from gateway import create_app
-from gateway.config import Settings as GatewaySettings
+from gateway.settings import Settings as GatewaySettings
 from server.auth import Judge
 from server.auth.credentials import Credentials
 from server.auth.rights import Privilege

@@ -24,7 +24,7 @@ from cellexport.environment import Environment, SettingError
 from cellexport.pem import PemFile, PemFiles, PemWatch
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
-from gateway.config import Settings as GatewaySettings
+from gateway.settings import Settings as GatewaySettings
 from server.exporter.settings import Settings as ExporterSettings
 from server.settings import Settings as ServerSettings
 
