@@ -45,9 +45,9 @@ lint: $(VENV)/.dev proto-check ## ruff, mypy, buf, stubs that agree with the con
 	$(BIN)/buf format --diff --exit-code
 
 bench: $(VENV)/.dev ## what a status costs, in CPU time, beside the least that it could cost
-	@$(BIN)/python tests/bench.py
-	@$(BIN)/python tests/bench_tokens.py
-	@$(BIN)/python tests/bench_watch.py
+	@$(BIN)/python tests/support/bench.py
+	@$(BIN)/python tests/support/bench_tokens.py
+	@$(BIN)/python tests/support/bench_watch.py
 
 examples: $(NODE)/build/.made ## compile the examples in TypeScript: needs Node 18 or newer, with npm
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import grpc
 import pytest
-from tokens import ACCESS_FILE, SECRET, resident
-from unit import TOKEN, Unit, eventually, refused
 
 from cellexport.client import bearer
 from cellexport.v1.cell_export_pb2 import BatchGetCellExportsRequest, CellExportEntry, GetCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from tokens import ACCESS_FILE, SECRET, resident
+from unit import TOKEN, Unit, eventually, refused
 
 
 def batch(unit: Unit, cells: Sequence[str], *, token: str | None = TOKEN, key: str = "") -> Sequence[CellExportEntry]:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from oracle import Oracle, unchanged
-from tokens import ACCESS_FILE, SECRET, resident
-from unit import TOKEN, HandExporter, Unit, eventually, refused
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CancelCellExportRequest, CellExport, Outcome
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from oracle import Oracle, unchanged
+from tokens import ACCESS_FILE, SECRET, resident
+from unit import TOKEN, HandExporter, Unit, eventually, refused
 
 INTERRUPTED = (Outcome.RESULT_INTERRUPTED, Outcome.REASON_CANCELLED)
 

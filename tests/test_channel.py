@@ -12,13 +12,13 @@ from importlib.resources import files
 
 import grpc
 import pytest
-from chaosproxy import ChaosProxy
-from unit import PREFACE, HandExporter, Unit, answered, eventually, frame, meanwhile
 
 from cellexport import client
 from cellexport.environment import Environment
 from cellexport.v1 import cell_export_pb2, exporter_pb2
+from chaosproxy import ChaosProxy
 from server.rpc.listener import GrpcDoor
+from unit import PREFACE, HandExporter, Unit, answered, eventually, frame, meanwhile
 
 GOAWAY, PING, SETTINGS = 7, 6, 4
 

@@ -9,11 +9,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+
 import snapshots
+from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from oracle import Oracle
 from unit import Unit, answered, eventually, meanwhile, needs
-
-from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 
 # Longer than any of these tests takes to look at it.
 LARGE = 1024**3

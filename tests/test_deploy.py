@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from unit import ROOT, TOKEN, Unit, accepts, eventually, needs
 
 from cellexport.environment import Environment
 from cellexport.v1.cell_export_pb2 import Outcome
@@ -20,6 +19,7 @@ from gateway.settings import Settings as GatewaySettings
 from server.exporter.settings import Settings as ExporterSettings
 from server.ops.drain import LONGEST_GRACE_SECONDS
 from server.settings import Settings as ServerSettings
+from unit import ROOT, TOKEN, Unit, accepts, eventually, needs
 
 DEPLOY = ROOT / "examples" / "deploy"
 BIN = Path(sys.executable).parent

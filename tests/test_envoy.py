@@ -15,20 +15,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import envoy_proxy
 import grpc
 import pytest
-from certificates import Authority
-from redis_server import DURABLE, RedisServer
-from redis_server import running as running_redis
-from traffic import Caller, GrpcCaller, HttpCaller, export
-from unit import HandExporter, Program, Unit, eventually, free_port, meanwhile, needs, refused
-from watchers import following
 
+import envoy_proxy
 from cellexport.environment import Environment
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from cellexport.v1.cell_export_pb2 import Outcome
+from certificates import Authority
+from redis_server import DURABLE, RedisServer
+from redis_server import running as running_redis
 from server.rpc.listener import MOST_CALLS, GrpcDoor
+from traffic import Caller, GrpcCaller, HttpCaller, export
+from unit import HandExporter, Program, Unit, eventually, free_port, meanwhile, needs, refused
+from watchers import following
 
 # Within these Envoy knows that a server is ending: two checks, a second apart, the last of which may take a second.
 NOTICE_SECONDS = 3

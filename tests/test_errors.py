@@ -14,8 +14,6 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.message import Message
-from tokens import ACCESS_FILE, SECRET, Issuer, expired, fields, generate, local, resident
-from unit import TOKEN, UNIT_URL, Answer, Unit, needs_root
 from werkzeug.test import Client
 
 from cellexport import client
@@ -33,6 +31,8 @@ from server.exports.repository import now_ms
 from server.rpc.admission import Admission, Call
 from server.rpc.guard import Guard, Rule
 from server.rpc.in_flight import CallsInFlight
+from tokens import ACCESS_FILE, SECRET, Issuer, expired, fields, generate, local, resident
+from unit import TOKEN, UNIT_URL, Answer, Unit, needs_root
 
 GOOD = {"authorization": f"Bearer {TOKEN}"}
 INVALID_TOKEN = ', error="invalid_token"'

@@ -2,10 +2,9 @@
 
 import re
 
-from unit import ROOT
-
 from gateway import errors as rest
 from server.refusals import Refusal
+from unit import ROOT
 
 TEXT = (ROOT / "docs" / "errors.md").read_text()
 

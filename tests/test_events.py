@@ -10,13 +10,13 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-from unit import TOKEN, HandExporter, Unit, eventually
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import GetCellExportRequest, Outcome
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from server.exports.events import Event, EventLog, Type
 from server.exports.model import Caller
+from unit import TOKEN, HandExporter, Unit, eventually
 
 COLUMNS = ["time", "level", "request_key", "external", "schema", "subject", "type", "object", "info"]
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 import snapshots
+from cellexport.v1.cell_export_pb2 import Outcome
 from certificates import Authority
 from chaosproxy import ChaosProxy
 from unit import ROOT, TOKEN, Unit, eventually, needs
-
-from cellexport.v1.cell_export_pb2 import Outcome
 
 NODE = ROOT / "examples" / "node"
 PYTHON = ROOT / "examples" / "python" / "watch.py"

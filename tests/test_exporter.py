@@ -15,10 +15,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import snapshots
-from unit import OWNER, UNIT_URL, Unit, eventually, needs_root
 
+import snapshots
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
+from unit import OWNER, UNIT_URL, Unit, eventually, needs_root
 
 
 def run_export(unit: Unit, name: str = "snap", *, within: float = 30.0) -> CellExport:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tokens import ACCESS_FILE, SECRET, Issuer, fields, local, older, resident
-from unit import TOKEN, UNIT_URL, HandExporter, Unit, eventually
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
+from tokens import ACCESS_FILE, SECRET, Issuer, fields, local, older, resident
+from unit import TOKEN, UNIT_URL, HandExporter, Unit, eventually
 
 REPORT = "export-report"
 

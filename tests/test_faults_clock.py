@@ -11,14 +11,14 @@ from pathlib import Path
 
 import grpc
 import pytest
-from injection import Wire
-from oracle import Oracle, unchanged
-from tokens import ACCESS_FILE, SECRET, resident, verdict
-from unit import HandExporter, Unit, eventually, needs
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from cellexport.v1.exporter_pb2 import Progress, ReportProgressRequest
+from injection import Wire
+from oracle import Oracle, unchanged
+from tokens import ACCESS_FILE, SECRET, resident, verdict
+from unit import HandExporter, Unit, eventually, needs
 
 HOUR = 3600
 # What `faketime` has a program load. To start `faketime` would leave the server running when that is killed.

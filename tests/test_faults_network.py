@@ -11,16 +11,16 @@ from http.client import HTTPConnection, HTTPException
 
 import grpc
 import pytest
-import snapshots
-from chaosproxy import ChaosProxy
 from google.protobuf.duration_pb2 import Duration
-from oracle import Oracle
-from unit import TOKEN, Answer, HandExporter, Unit, answered, eventually, needs, needs_root, request
 
+import snapshots
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, Outcome
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from cellexport.v1.exporter_pb2 import ClaimExportRequest
+from chaosproxy import ChaosProxy
+from oracle import Oracle
+from unit import TOKEN, Answer, HandExporter, Unit, answered, eventually, needs, needs_root, request
 
 # Within how many seconds a request is answered, whatever happens.
 IN_TIME = 3.0

@@ -19,15 +19,15 @@ from pathlib import Path
 
 import grpc
 import pytest
-import snapshots
 from google.protobuf.duration_pb2 import Duration
-from oracle import Oracle, unchanged, use
-from unit import ROOT, TOKEN, HandExporter, Program, Unit, accepts, answered, eventually, free_port, needs, needs_root
 
+import snapshots
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome, StartCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from cellexport.v1.exporter_pb2 import ClaimExportRequest, ClaimExportResponse, Progress, ReportProgressRequest
+from oracle import Oracle, unchanged, use
+from unit import ROOT, TOKEN, HandExporter, Program, Unit, accepts, answered, eventually, free_port, needs, needs_root
 
 # Within how many seconds a request is answered, whatever happens.
 IN_TIME = 3.0
@@ -404,7 +404,7 @@ def test_an_exporter_without_memory_ends_its_export_in_time_and_leaves_nothing_h
 def test_an_application_that_was_made_before_a_fork_serves_in_every_worker(unit: Unit, tmp_path: Path) -> None:
     unit.start_server()
     ports = [free_port() for _ in range(4)]
-    command = [sys.executable, str(ROOT / "tests" / "forking.py"), *map(str, ports)]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "forking.py"), *map(str, ports)]
     with (tmp_path / "forking.log").open("wb") as log:
         parent = subprocess.Popen(command, env=unit.variables(), stdout=log, stderr=log)
     try:

@@ -9,12 +9,12 @@ from pathlib import Path
 import grpc
 import pytest
 import redis
-from oracle import Oracle, unchanged
-from redis_server import DURABLE, RedisServer
-from unit import HandExporter, Unit, answered, eventually, free_port, meanwhile, needs, refused
 
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport
+from oracle import Oracle, unchanged
+from redis_server import DURABLE, RedisServer
+from unit import HandExporter, Unit, answered, eventually, free_port, meanwhile, needs, refused
 
 pytestmark = [needs("redis-server"), pytest.mark.timeout(120)]
 

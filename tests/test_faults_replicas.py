@@ -13,14 +13,14 @@ from pathlib import Path
 
 import grpc
 import pytest
-import snapshots
-from oracle import Oracle
-from redis_server import DURABLE, RedisServer
-from unit import TOKEN, HandExporter, Program, Unit, answered, eventually, free_port, meanwhile, needs, refused
 
+import snapshots
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, Outcome, StartCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from oracle import Oracle
+from redis_server import DURABLE, RedisServer
+from unit import TOKEN, HandExporter, Program, Unit, answered, eventually, free_port, meanwhile, needs, refused
 
 
 @dataclass

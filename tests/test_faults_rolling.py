@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+
+from cellexport.v1.cell_export_pb2 import Outcome
 from redis_server import DURABLE, RedisServer
 from redis_server import running as running_redis
 from traffic import HttpCaller, export
 from unit import Program, Unit, eventually, free_port, meanwhile, needs
 from watchers import following
-
-from cellexport.v1.cell_export_pb2 import Outcome
 
 ROUNDS = 10
 CALLERS = 8

@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+
 import snapshots
+from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from injection import disk, failing, needs_mount, remount, traced
 from oracle import Oracle
 from unit import Unit, eventually, needs, needs_root
-
-from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 
 
 def reason(status: CellExport) -> str:

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import pytest
+
 import snapshots
+from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from injection import disk, needs_mount, traced, warm
 from oracle import Oracle
 from unit import Program, Unit, eventually, meanwhile, needs, needs_root
-
-from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 
 CANARY = b"canary-7d1e6f0a"
 LARGE = 256 * 1024**2

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import grpc
 import pytest
-import snapshots
-from injection import disk, failing, fill, needs_mount, remount, warm
-from oracle import Oracle, unchanged
-from unit import HandExporter, Program, Unit, answered, eventually, meanwhile, needs
 
+import snapshots
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport
+from injection import disk, failing, fill, needs_mount, remount, warm
+from oracle import Oracle, unchanged
+from unit import HandExporter, Program, Unit, answered, eventually, meanwhile, needs
 
 # Another program that reads a database and is done.
 READ = """

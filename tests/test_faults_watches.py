@@ -3,6 +3,7 @@
 import time
 
 import pytest
+
 from crowds import cpu_seconds, crowd, files, latencies, memory, p99
 from unit import Unit, eventually
 

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 
 import grpc
 import pytest
-from unit import PREFACE, TOKEN, Unit, frame, request
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, GetCellExportResponse
+from unit import PREFACE, TOKEN, Unit, frame, request
 
 GET = "/cellexport.v1.CellExportService/GetCellExport"
 GOOD = ("authorization", f"Bearer {TOKEN}")

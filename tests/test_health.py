@@ -20,12 +20,12 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
-from redis_server import DURABLE, running
-from unit import TOKEN, Answer, HandExporter, Program, Unit, accepts, eventually, needs, refused
 
 from cellexport.v1.cell_export_pb2 import WatchCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from cellexport.v1.exporter_pb2 import ClaimExportRequest
+from redis_server import DURABLE, running
+from unit import TOKEN, Answer, HandExporter, Program, Unit, accepts, eventually, needs, refused
 
 SERVICES = ("cellexport.v1.CellExportService", "cellexport.v1.ExporterService")
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING

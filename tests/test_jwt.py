@@ -14,8 +14,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import HMACAlgorithm, RSAAlgorithm
-from tokens import CELL_URL, ISSUER, Issuer, b64, decoded, generate, now, verdict
-from unit import UNIT_URL, Program, Unit, eventually
 
 from cellexport import client
 from cellexport.environment import Environment
@@ -27,6 +25,8 @@ from server.exports.model import Cell
 from server.refusals import Refused
 from server.settings import TokenSettings
 from server.wiring import build_judge
+from tokens import CELL_URL, ISSUER, Issuer, b64, decoded, generate, now, verdict
+from unit import UNIT_URL, Program, Unit, eventually
 
 EXPIRED, INVALID, SIGNATURE, SCOPE = "PR401-AU-0002", "PR401-AU-0006", "PR401-AU-0008", "PR403-AU-0007"
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from unit import ROOT, needs
 
 NODE = ROOT / "examples" / "node"

@@ -11,11 +11,11 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from oracle import unchanged
-from unit import OWNER, UNIT_URL, HandExporter, Unit, answered, eventually, refused
 
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest, Progress, ReportProgressRequest
+from oracle import unchanged
+from unit import OWNER, UNIT_URL, HandExporter, Unit, answered, eventually, refused
 
 
 @pytest.fixture

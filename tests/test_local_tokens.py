@@ -7,6 +7,19 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from werkzeug.test import Client
+
+from cellexport.environment import Environment
+from cellexport.program.unit_urls import UnitUrls
+from gateway import create_app
+from gateway.settings import Settings as GatewaySettings
+from server.auth import Judge
+from server.auth.credentials import Credentials
+from server.auth.rights import Privilege
+from server.exports.model import Cell
+from server.refusals import Refused
+from server.settings import Settings, TokenSettings
+from server.wiring import build_judge, serving
 from tokens import (
     ACCESS_FILE,
     CELL_URL,
@@ -29,19 +42,6 @@ from tokens import (
     visitor,
 )
 from unit import OWNER, TOKEN, UNIT_URL, Unit, eventually, request
-from werkzeug.test import Client
-
-from cellexport.environment import Environment
-from cellexport.program.unit_urls import UnitUrls
-from gateway import create_app
-from gateway.settings import Settings as GatewaySettings
-from server.auth import Judge
-from server.auth.credentials import Credentials
-from server.auth.rights import Privilege
-from server.exports.model import Cell
-from server.refusals import Refused
-from server.settings import Settings, TokenSettings
-from server.wiring import build_judge, serving
 
 MISSING, EXPIRED, INVALID, REFRESH = "PR401-AU-0001", "PR401-AU-0002", "PR401-AU-0006", "PR401-AU-0007"
 COOKIE, LACKING, SCOPE = "PR401-AU-0009", "PR403-AU-0002", "PR403-AU-0007"

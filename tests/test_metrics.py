@@ -17,7 +17,6 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
-from unit import ROOT, TOKEN, HandExporter, Unit, eventually, free_port
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import Outcome, WatchCellExportRequest
@@ -25,6 +24,7 @@ from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from cellexport.v1.exporter_pb2 import ClaimExportRequest
 from server.ops.call_metrics import RpcMetrics
 from server.ops.call_observer import Observer
+from unit import ROOT, TOKEN, HandExporter, Unit, eventually, free_port
 
 Labels = dict[str, str]
 Samples = list[tuple[str, Labels, float]]

@@ -4,10 +4,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from oracle import Oracle
-from unit import HandExporter, Program, Unit, eventually, needs
 
 from cellexport.v1.cell_export_pb2 import Outcome
+from oracle import Oracle
+from unit import HandExporter, Program, Unit, eventually, needs
 
 # The first version, as it was.
 VERSION_1 = """

@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit import TOKEN, Unit, request
 
 from gateway.overrides import pairs, split
+from unit import TOKEN, Unit, request
 
 GOOD = f"Authorization: Bearer {TOKEN}"
 BAD = "Authorization: Bearer wrong"

@@ -16,17 +16,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from records import following, full
-from redis_server import DURABLE, RedisServer, running
-from unit import ROOT, HandExporter, Unit, accepts, eventually, free_port, needs
 
 from cellexport.environment import SettingError
 from cellexport.store.v1 import cell_record_pb2
+from records import following, full
+from redis_server import DURABLE, RedisServer, running
 from server.exports.model import Trust
 from server.exports.repository import now_ms
 from server.refusals import Refused
 from server.stores.redis.place import RedisPlace
 from server.stores.redis.store import RedisStore
+from unit import ROOT, HandExporter, Unit, accepts, eventually, free_port, needs
 
 pytestmark = needs("redis-server")
 

@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from unit import TOKEN, UNIT_URL, Answer, Unit, request
 
 GOOD = f"Authorization: Bearer {TOKEN}"

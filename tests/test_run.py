@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from unit import ROOT, Unit, eventually, free_port
 
 

@@ -9,13 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from tokens import ACCESS_FILE, PEER, SECRET, Issuer, b64, cookie, expired, resident, visitor
-from unit import ROOT, TOKEN, UNIT_URL, HandExporter, Unit
 
 from cellexport import client
 from cellexport.environment import Environment, Secret, SettingError
 from server.exporter.settings import Settings as ExporterSettings
 from server.settings import Settings as ServerSettings
+from tokens import ACCESS_FILE, PEER, SECRET, Issuer, b64, cookie, expired, resident, visitor
+from unit import ROOT, TOKEN, UNIT_URL, HandExporter, Unit
 
 BAD = [
     ("server", "CELLEXPORT_UNIT_DIR", "/nowhere/at/all"),

@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from records import following, full, idle
-from unit import Unit, eventually
 
+from records import following, full, idle
 from server.exports.store import StoreError
 from server.refusals import Refused
 from server.stores.sqlite.store import SqliteStore
+from unit import Unit, eventually
 
 Test = Callable[[SqliteStore], Awaitable[None]]
 

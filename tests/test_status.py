@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from unit import TOKEN, UNIT_URL, HandExporter, Unit, eventually, request
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, Outcome
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from unit import TOKEN, UNIT_URL, HandExporter, Unit, eventually, request
 
 STANDARD_HEADERS = {
     "access-control-allow-origin": "*",

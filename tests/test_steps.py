@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from records import following, full, idle
 
+from records import following, full, idle
 from server.exports import transitions
 from server.exports.model import CellRecord, LeaseProof, Phase, Progress, Trust
 from server.refusals import Refused

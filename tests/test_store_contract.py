@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+
 from records import following, full, idle
 from redis_server import RedisServer, running
-from unit import needs
-
 from server.exports.model import CellRecord, Trust
 from server.exports.repository import now_ms
 from server.exports.store import QUEUE, Store
 from server.stores.redis.place import RedisPlace
 from server.stores.redis.store import RedisStore
 from server.stores.sqlite.store import SqliteStore
+from unit import needs
 
 Test = Callable[[Store], Awaitable[None]]
 

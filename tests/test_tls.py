@@ -16,17 +16,17 @@ from pathlib import Path
 
 import grpc
 import pytest
-from certificates import Authority, Identity, common_name
-from unit import TOKEN, HandExporter, Program, Unit, accepts, answered, eventually, free_port, meanwhile
 
 from cellexport import client
 from cellexport.environment import Environment, SettingError
 from cellexport.pem import PemFile, PemFiles, PemWatch
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from certificates import Authority, Identity, common_name
 from gateway.settings import Settings as GatewaySettings
 from server.exporter.settings import Settings as ExporterSettings
 from server.settings import Settings as ServerSettings
+from unit import TOKEN, HandExporter, Program, Unit, accepts, answered, eventually, free_port, meanwhile
 
 
 @dataclass

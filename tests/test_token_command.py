@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
 from tokens import ACCESS_FILE, CELL_URL, SECRET, cookie_verdict, expired, resident, verdict, visitor
 from unit import ROOT, TOKEN, UNIT_URL, Unit, needs
 

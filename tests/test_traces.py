@@ -14,11 +14,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from unit import TOKEN, HandExporter, Unit, eventually
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import GetCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from unit import TOKEN, HandExporter, Unit, eventually
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"

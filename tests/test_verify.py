@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import snapshots
 from click.testing import CliRunner
+
+import snapshots
 from damage import (
     BLOCK,
     ENTRIES,
@@ -32,12 +33,11 @@ from damage import (
     record_at,
     with_deflated,
 )
-from unit import Unit, needs, needs_root
-
 from server.exporter.__main__ import cli
 from server.exporter.tally import Tally
 from server.exporter.verifying.verify import Complete, Problem
 from server.exporter.verifying.verify import verify as findings_in
+from unit import Unit, needs, needs_root
 
 HELLO = "20_webdav/hello.txt"
 NOISE = "20_webdav/noise.bin"

@@ -12,14 +12,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from redis_server import RedisServer, running
-from tokens import ACCESS_FILE, SECRET, resident
-from unit import TOKEN, HandExporter, Program, Unit, eventually, free_port, needs, refused
-from watchers import Watch, following
 
 from cellexport import client, watching
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome, WatchCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from redis_server import RedisServer, running
 from server.auth import Identity
 from server.exports.model import Caller
 from server.exports.repository import Repository, now_ms
@@ -28,6 +25,9 @@ from server.refusals import Refusal, Refused
 from server.rpc.stream_limit import StreamLimit
 from server.stores.redis.place import RedisPlace
 from server.stores.redis.store import RedisStore
+from tokens import ACCESS_FILE, SECRET, resident
+from unit import TOKEN, HandExporter, Program, Unit, eventually, free_port, needs, refused
+from watchers import Watch, following
 
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=needs("redis-server"))])

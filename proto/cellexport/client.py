@@ -39,7 +39,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.min_reconnect_backoff_ms", 2500),
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", 1024 * 1024),
-    # A server that has gone without a word is noticed within half a minute. It takes twice as many (`server.rpc.listener`).
+    # A dead server is noticed within 30 seconds. The server allows twice as many pings (`server.rpc.listener`).
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),

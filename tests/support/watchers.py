@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import grpc
-from unit import TOKEN, Unit
 
 from cellexport import client, watching
 from cellexport.v1.cell_export_pb2 import WatchCellExportRequest, WatchCellExportResponse
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from unit import TOKEN, Unit
 
 
 class Watch:

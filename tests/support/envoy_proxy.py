@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from certificates import Authority
 from unit import ROOT, eventually, free_port
 

@@ -11,11 +11,11 @@ from functools import partial
 from typing import TypeVar
 
 import grpc
-from unit import TOKEN, HandExporter, answered, eventually
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import GetCellExportRequest, Outcome, StartCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from unit import TOKEN, HandExporter, answered, eventually
 
 T = TypeVar("T")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from unit import eventually, free_port
 
 from server.stores.redis.scripts import MARK
+from unit import eventually, free_port
 
 # What survives a restart: every write, at once.
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")

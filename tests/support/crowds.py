@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from unit import ROOT, TOKEN, Program, Unit
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import GetCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from unit import ROOT, TOKEN, Program, Unit
 
 
 @dataclass
@@ -46,7 +46,7 @@ def crowd(unit: Unit, watches: int, *, connections: int, cells: int) -> Iterator
             unit.add_cell(f"cell{number}")
     words = [f"127.0.0.1:{unit.grpc_port}", str(watches), str(connections), str(cells)]
     with subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "crowd.py"), *words],
+        [sys.executable, str(ROOT / "tests" / "support" / "crowd.py"), *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -13,11 +13,11 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from jwt.algorithms import Algorithm, get_default_algorithms
-from unit import UNIT_URL, Unit
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import GetCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from unit import UNIT_URL, Unit
 
 SECRET = "0123456789abcdef"
 CELL_URL = f"{UNIT_URL}demo/"

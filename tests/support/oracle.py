@@ -26,12 +26,12 @@ from types import TracebackType
 from typing import Self
 
 import grpc
-import snapshots
-from unit import TOKEN, Program, Unit, eventually
 
+import snapshots
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from unit import TOKEN, Program, Unit, eventually
 
 _AWAY = (
     grpc.StatusCode.UNAVAILABLE,

@@ -1,6 +1,6 @@
 """A WSGI server that makes the application first and forks then, as gunicorn does with --preload.
 
-    python tests/forking.py FIRST_PORT WORKERS
+    python tests/support/forking.py FIRST_PORT WORKERS
 
 Each worker serves a port of its own, so that whoever asks knows which worker answers. SIGTERM ends them all.
 """

@@ -48,7 +48,7 @@ T = TypeVar("T")
 TOKEN = "master-token-for-tests"
 OWNER = "http://localhost:8080/unitadmin/#owner"
 UNIT_URL = "https://unit1.example/"
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def eventually(look: Callable[[], T | None], *, within: float = 15.0) -> T:

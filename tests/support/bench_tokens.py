@@ -11,6 +11,14 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from cellexport.environment import Environment
+from cellexport.program.unit_urls import UnitUrls
+from server.auth.credentials import Credentials
+from server.auth.rights import Privilege
+from server.cells import CellDirectory
+from server.refusals import Refused
+from server.settings import TokenSettings
+from server.wiring import build_judge
 from tokens import (
     ACCESS_FILE,
     CELL_URL,
@@ -28,15 +36,6 @@ from tokens import (
     visitor,
 )
 from unit import TOKEN, UNIT_URL
-
-from cellexport.environment import Environment
-from cellexport.program.unit_urls import UnitUrls
-from server.auth.credentials import Credentials
-from server.auth.rights import Privilege
-from server.cells import CellDirectory
-from server.refusals import Refused
-from server.settings import TokenSettings
-from server.wiring import build_judge
 
 ROUNDS = 31
 COUNT = 200

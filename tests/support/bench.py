@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from unit import TOKEN, Unit, accepts, eventually, free_port, request
 
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import GetCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
+from unit import TOKEN, Unit, accepts, eventually, free_port, request
 
 CONNECTIONS = 32
 CALLS = 6_000
