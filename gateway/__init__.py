@@ -26,7 +26,7 @@ from cellexport.program import tracing
 from gateway.metrics import Metrics
 from gateway.overrides import HeaderOverride, MethodOverride
 from gateway.readiness import Readiness
-from gateway.request_observer import Observation, note_request
+from gateway.request_observer import RequestObserver, note_request
 from gateway.settings import Settings
 from gateway.upstream import Upstream
 from gateway.views import METHODS, register
@@ -53,7 +53,7 @@ def create_app(settings: Settings | None = None, metrics: Metrics | None = None)
     app.after_request(note_request)
     overridden = HeaderOverride(app) if settings.x_override else app
     methods = frozenset(METHODS)
-    return _Neutral(Observation(MethodOverride(overridden, methods), methods, spans, metrics))
+    return _Neutral(RequestObserver(MethodOverride(overridden, methods), methods, spans, metrics))
 
 
 class _Neutral:

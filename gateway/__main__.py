@@ -35,7 +35,7 @@ def cli() -> None:
     try:
         log_config = logs.configure(Environment(os.environ), terminal=logs.is_terminal())
         settings = Settings.read(os.environ)
-        granian_server.require_free("CELLEXPORT_HTTP_LISTEN", settings.door.address)
+        granian_server.require_free("CELLEXPORT_HTTP_LISTEN", settings.listener.address)
         if settings.metrics is not None:
             granian_server.require_free("CELLEXPORT_HTTP_METRICS_LISTEN", settings.metrics)
     except SettingError as error:
@@ -44,9 +44,9 @@ def cli() -> None:
     _forget_header_variables()
     # A worker of its own making inherits nothing but what it needs.
     multiprocessing.set_start_method("spawn")
-    _log.info("starting", extra={"address": str(settings.door.address), "target": settings.target})
-    settings.door.warn_if_wide()
-    granian_server.server("gateway.__main__:worker_app", settings.door, log_config).serve()
+    _log.info("starting", extra={"address": str(settings.listener.address), "target": settings.target})
+    settings.listener.warn_if_wide()
+    granian_server.server("gateway.__main__:worker_app", settings.listener, log_config).serve()
     _log.info("ended")
 
 
@@ -60,7 +60,7 @@ def worker_app() -> WSGIApplication:
     # by that would take the door with it.
     settings = Settings.read(os.environ, check_files=False)
     app = create_app(settings, _serve_metrics(settings.metrics))
-    _log.info("serving", extra={"address": str(settings.door.address)})
+    _log.info("serving", extra={"address": str(settings.listener.address)})
     return app
 
 

@@ -18,8 +18,8 @@ from granian.server.mp import MPServer
 
 from cellexport.address import Address
 from cellexport.environment import SettingError
-from cellexport.pem import Pem, PemWatch
-from cellexport.program.listening import SOCKET_MODE, Door
+from cellexport.pem import Pem, PemReloader
+from cellexport.program.listening import SOCKET_MODE, Listener
 
 _THREADS = 32
 # How long a request that is being served may take to end.
@@ -31,14 +31,14 @@ _LOOK_SECONDS = 1.0
 _log = logging.getLogger("gateway")
 
 
-def server(app: str, door: Door, log_config: dict[str, Any]) -> MPServer:
+def server(app: str, listener: Listener, log_config: dict[str, Any]) -> MPServer:
     """A server that is ready to serve.
 
     Args:
         app: `module:function` that makes the application in a worker.
         log_config: for `logging.config.dictConfig`.
     """
-    address = door.address
+    address = listener.address
     made = _Server(
         app,
         factory=True,
@@ -57,8 +57,8 @@ def server(app: str, door: Door, log_config: dict[str, Any]) -> MPServer:
         log_level=LogLevels.error,
         log_dictconfig=log_config,
     )
-    if door.tls:
-        certificates = _Certificates(made, PemWatch(door.tls))
+    if listener.tls:
+        certificates = _Certificates(made, PemReloader(listener.tls))
         threading.Thread(target=certificates.follow, name="certificates", daemon=True).start()
     return made
 
@@ -91,19 +91,19 @@ class _Server(MPServer):
 class _Certificates:
     """What a server's workers read when they start."""
 
-    def __init__(self, server: MPServer, watch: PemWatch) -> None:
+    def __init__(self, server: MPServer, reloader: PemReloader) -> None:
         self._server = server
-        self._watch = watch
+        self._reloader = reloader
         self._files: list[int] = []
         # Of the worker before, which may be just starting.
         self._older: list[int] = []
-        self._show(watch.latest)
+        self._show(reloader.latest)
 
     def follow(self) -> None:
         """Begin a new worker whenever the files change. Never returns."""
         pause = threading.Event()
         while not pause.wait(_LOOK_SECONDS):
-            fresh = self._watch.renewed()
+            fresh = self._reloader.renewed()
             if fresh is not None:
                 self._show(fresh)
                 self._server.signal_handler_reload()  # type: ignore[no-untyped-call]  # as SIGHUP does

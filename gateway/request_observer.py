@@ -29,7 +29,7 @@ def note_request(response: Response) -> Response:
     return response
 
 
-class Observation:
+class RequestObserver:
     """Middleware.
 
     Args:

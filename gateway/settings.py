@@ -8,7 +8,7 @@ from cellexport import client
 from cellexport.address import Address
 from cellexport.environment import Environment, SettingError, metrics_listen
 from cellexport.program import tracing
-from cellexport.program.listening import Door
+from cellexport.program.listening import Listener
 from cellexport.program.unit_urls import UnitUrls
 
 
@@ -17,7 +17,7 @@ class Settings:
     urls: UnitUrls
     target: str
     tls: client.Tls | None
-    door: Door
+    listener: Listener
     personium_version: str
     x_override: bool
     # None if there are none.
@@ -35,13 +35,13 @@ class Settings:
             SettingError: for a bad value.
         """
         environment = Environment(variables)
-        door = Door.read(environment, "HTTP", "127.0.0.1:8080", check_files=check_files)
-        listen = door.address
-        if not (listen.path or listen.port):
+        listener = Listener.read(environment, "HTTP", "127.0.0.1:8080", check_files=check_files)
+        address = listener.address
+        if not (address.path or address.port):
             raise SettingError("CELLEXPORT_HTTP_LISTEN: must be host:port, like 127.0.0.1:8080.")
-        if listen.host == "localhost":
-            door = Door(Address("127.0.0.1", listen.port), door.tls)
-        elif not (listen.path or _is_number(listen.host)):
+        if address.host == "localhost":
+            listener = Listener(Address("127.0.0.1", address.port), listener.tls)
+        elif not (address.path or _is_number(address.host)):
             raise SettingError("CELLEXPORT_HTTP_LISTEN: needs the host's number, like 127.0.0.1:8080.")
         version = environment.text("CELLEXPORT_PERSONIUM_VERSION", "1.8.3")
         if not (version.isascii() and version.isprintable()):
@@ -50,7 +50,7 @@ class Settings:
             urls=UnitUrls.read(environment),
             target=client.target(environment),
             tls=client.tls(environment, check_files=check_files),
-            door=door,
+            listener=listener,
             personium_version=version,
             x_override=environment.choice("CELLEXPORT_X_OVERRIDE", "on", "off") == "on",
             metrics=metrics_listen(environment, "CELLEXPORT_HTTP_METRICS_LISTEN"),

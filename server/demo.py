@@ -19,7 +19,7 @@ from honcho.manager import Manager
 
 from cellexport.address import Address
 from cellexport.environment import Environment, SettingError
-from cellexport.program.listening import Door
+from cellexport.program.listening import Listener
 from server.settings import Settings
 
 _CELL = "demo"
@@ -45,7 +45,7 @@ class _Plan:
     """What to start, and what to tell the user to paste."""
 
     variables: dict[str, str]
-    http: Door
+    http: Listener
     grpc: Address
     cell: str
     # The token that was made here, or how a shell gets at the user's own.
@@ -84,7 +84,7 @@ def _plan(variables: Mapping[str, str]) -> _Plan:
         chosen["CELLEXPORT_UNIT_SECRET_FILE"] = str(_make_secret(unit / "unit_secret", secrets.token_hex(16)))
     # Now rather than in the middle of three programs' logs.
     Settings.read(chosen)
-    door = Door.read(environment, "HTTP", "127.0.0.1:8080")
+    listener = Listener.read(environment, "HTTP", "127.0.0.1:8080")
     if master is None:
         file = _make_secret(unit / "master_token", secrets.token_urlsafe(32))
         chosen["CELLEXPORT_MASTER_TOKEN_FILE"] = str(file)
@@ -93,7 +93,7 @@ def _plan(variables: Mapping[str, str]) -> _Plan:
         token = _OWN
     else:
         token = f"$(cat {Path(variables['CELLEXPORT_MASTER_TOKEN_FILE']).absolute()})"
-    return _Plan(chosen, door, grpc, _cell(unit), token, has_secret)
+    return _Plan(chosen, listener, grpc, _cell(unit), token, has_secret)
 
 
 def _unit(environment: Environment) -> Path:

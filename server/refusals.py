@@ -16,7 +16,7 @@ RETRY_SECONDS = 1
 
 # Not compared by what they hold: an enum would take two reasons that look alike for one.
 @dataclass(frozen=True, slots=True, eq=False)
-class Row:
+class RefusalSpec:
     status: grpc.StatusCode
     personium_code: str
     text: str
@@ -28,63 +28,67 @@ class Row:
 class Refusal(Enum):
     """The reasons; each member's name is that of the `ErrorReason` in the contract."""
 
-    REQUEST_KEY_INVALID = Row(
+    REQUEST_KEY_INVALID = RefusalSpec(
         grpc.StatusCode.INVALID_ARGUMENT, "PR400-EV-0002", "Request header is invalid [X-Personium-RequestKey]."
     )
-    CREDENTIALS_MISSING = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0001", "Authorization required.")
-    SCHEME_UNKNOWN = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0003", "Invalid authentication scheme.")
-    BASIC_MALFORMED = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0004", "Basic auth format error.")
-    TOKEN_EXPIRED = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0002", "Access token expired.")
-    TOKEN_INVALID = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0006", "Token parse error.")
-    REFRESH_TOKEN = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0007", "Can not access with refresh token.")
-    SIGNATURE_INVALID = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0008", "Token dsig error.")
-    COOKIE_REJECTED = Row(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0009", "Authentication failed.")
-    PRIVILEGE_LACKING = Row(grpc.StatusCode.PERMISSION_DENIED, "PR403-AU-0002", "Necessary privilege is lacking.")
-    SCOPE_INSUFFICIENT = Row(
+    CREDENTIALS_MISSING = RefusalSpec(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0001", "Authorization required.")
+    SCHEME_UNKNOWN = RefusalSpec(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0003", "Invalid authentication scheme.")
+    BASIC_MALFORMED = RefusalSpec(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0004", "Basic auth format error.")
+    TOKEN_EXPIRED = RefusalSpec(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0002", "Access token expired.")
+    TOKEN_INVALID = RefusalSpec(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0006", "Token parse error.")
+    REFRESH_TOKEN = RefusalSpec(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0007", "Can not access with refresh token.")
+    SIGNATURE_INVALID = RefusalSpec(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0008", "Token dsig error.")
+    COOKIE_REJECTED = RefusalSpec(grpc.StatusCode.UNAUTHENTICATED, "PR401-AU-0009", "Authentication failed.")
+    PRIVILEGE_LACKING = RefusalSpec(
+        grpc.StatusCode.PERMISSION_DENIED, "PR403-AU-0002", "Necessary privilege is lacking."
+    )
+    SCOPE_INSUFFICIENT = RefusalSpec(
         grpc.StatusCode.PERMISSION_DENIED,
         "PR403-AU-0007",
         "Insufficient scope is granted for the access token. [{}] Privilege is required.",
         fill="privilege",
     )
-    CELL_NOT_FOUND = Row(grpc.StatusCode.NOT_FOUND, "PR404-DV-0003", "Cell not found.")
-    NAME_INVALID = Row(
+    CELL_NOT_FOUND = RefusalSpec(grpc.StatusCode.NOT_FOUND, "PR404-DV-0003", "Cell not found.")
+    NAME_INVALID = RefusalSpec(
         grpc.StatusCode.INVALID_ARGUMENT,
         "PR400-CM-0002",
         "Field [Name] format error. Must be [^[a-zA-Z0-9-_]{1,192}$].",
     )
-    CLAIM_INVALID = Row(grpc.StatusCode.INVALID_ARGUMENT, "PR400-CX-0001", "The claim is malformed.")
-    PROGRESS_INVALID = Row(grpc.StatusCode.INVALID_ARGUMENT, "PR400-CX-0002", "The progress can't be true.")
-    OUTCOME_INVALID = Row(
+    CLAIM_INVALID = RefusalSpec(grpc.StatusCode.INVALID_ARGUMENT, "PR400-CX-0001", "The claim is malformed.")
+    PROGRESS_INVALID = RefusalSpec(grpc.StatusCode.INVALID_ARGUMENT, "PR400-CX-0002", "The progress can't be true.")
+    OUTCOME_INVALID = RefusalSpec(
         grpc.StatusCode.INVALID_ARGUMENT, "PR400-CX-0003", "The result and the reason don't go together."
     )
-    ALREADY_EXPORTING = Row(
+    ALREADY_EXPORTING = RefusalSpec(
         grpc.StatusCode.FAILED_PRECONDITION,
         "PR409-CM-0002",
         "Because [cell export] is being executed, writing to cell can not be done.",
     )
-    SNAPSHOT_EXISTS = Row(grpc.StatusCode.ALREADY_EXISTS, "PR409-DV-0002", "The snapshot file already exists.")
-    NO_SPACE = Row(
+    SNAPSHOT_EXISTS = RefusalSpec(grpc.StatusCode.ALREADY_EXISTS, "PR409-DV-0002", "The snapshot file already exists.")
+    NO_SPACE = RefusalSpec(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "PR503-SV-0005",
         "Operation is prohibited as one or more disks are almost full.",
     )
-    NOT_EXPORTING = Row(grpc.StatusCode.FAILED_PRECONDITION, "PR409-CX-0002", "The cell is not being exported.")
-    QUEUE_FULL = Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "PR503-SV-0001", "Too many concurrent requests.", True)
-    TOO_MANY_WATCHES = Row(  # noqa: PIE796 - see Row
+    NOT_EXPORTING = RefusalSpec(grpc.StatusCode.FAILED_PRECONDITION, "PR409-CX-0002", "The cell is not being exported.")
+    QUEUE_FULL = RefusalSpec(grpc.StatusCode.RESOURCE_EXHAUSTED, "PR503-SV-0001", "Too many concurrent requests.", True)
+    TOO_MANY_WATCHES = RefusalSpec(  # noqa: PIE796 - see RefusalSpec
         grpc.StatusCode.RESOURCE_EXHAUSTED, "PR503-SV-0001", "Too many concurrent requests.", True
     )
-    BATCH_TOO_LARGE = Row(grpc.StatusCode.INVALID_ARGUMENT, "PR400-CX-0004", "The call names too many cells.")
-    REVISION_UNKNOWN = Row(grpc.StatusCode.OUT_OF_RANGE, "PR400-CX-0005", "The cell has never had that revision.")
-    EXPORT_NOT_FOUND = Row(grpc.StatusCode.NOT_FOUND, "PR404-CX-0001", "The cell has no such export.")
-    LEASE_NOT_HELD = Row(grpc.StatusCode.PERMISSION_DENIED, "PR403-CX-0001", "The lease is another exporter's.")
-    LEASE_LOST = Row(grpc.StatusCode.ABORTED, "PR409-CX-0001", "The lease is lost.")
-    STORE_UNAVAILABLE = Row(
+    BATCH_TOO_LARGE = RefusalSpec(grpc.StatusCode.INVALID_ARGUMENT, "PR400-CX-0004", "The call names too many cells.")
+    REVISION_UNKNOWN = RefusalSpec(
+        grpc.StatusCode.OUT_OF_RANGE, "PR400-CX-0005", "The cell has never had that revision."
+    )
+    EXPORT_NOT_FOUND = RefusalSpec(grpc.StatusCode.NOT_FOUND, "PR404-CX-0001", "The cell has no such export.")
+    LEASE_NOT_HELD = RefusalSpec(grpc.StatusCode.PERMISSION_DENIED, "PR403-CX-0001", "The lease is another exporter's.")
+    LEASE_LOST = RefusalSpec(grpc.StatusCode.ABORTED, "PR409-CX-0001", "The lease is lost.")
+    STORE_UNAVAILABLE = RefusalSpec(
         grpc.StatusCode.UNAVAILABLE, "PR503-SV-0003", "Server error. (Lock Manager) Data lock state unknown.", True
     )
-    SERVER_SHUTDOWN = Row(grpc.StatusCode.UNAVAILABLE, "PR503-SV-0002", "Server connection error.", True)
-    DEADLINE_PASSED = Row(grpc.StatusCode.DEADLINE_EXCEEDED, "PR504-SV-0001", "Request timeout in server.")
-    DATA_DAMAGED = Row(grpc.StatusCode.DATA_LOSS, "PR500-SV-0002", "Datastore unknown error.")
-    UNEXPECTED = Row(grpc.StatusCode.INTERNAL, "PR500-SV-9999", "Unknown Exception.")
+    SERVER_SHUTDOWN = RefusalSpec(grpc.StatusCode.UNAVAILABLE, "PR503-SV-0002", "Server connection error.", True)
+    DEADLINE_PASSED = RefusalSpec(grpc.StatusCode.DEADLINE_EXCEEDED, "PR504-SV-0001", "Request timeout in server.")
+    DATA_DAMAGED = RefusalSpec(grpc.StatusCode.DATA_LOSS, "PR500-SV-0002", "Datastore unknown error.")
+    UNEXPECTED = RefusalSpec(grpc.StatusCode.INTERNAL, "PR500-SV-9999", "Unknown Exception.")
 
     @property
     def reason(self) -> str:

@@ -9,7 +9,7 @@ from cellexport.environment import Environment, Secret, SettingError, metrics_li
 from cellexport.program import tracing
 from cellexport.program.unit_urls import UnitUrls
 from server.auth.issuers import SETTING, Issuer, read_issuers
-from server.rpc.listener import GrpcDoor
+from server.rpc.listener import GrpcListener
 from server.stores.redis.place import SCHEMES, RedisPlace
 
 _AES_KEYS = (16, 24, 32)
@@ -21,7 +21,7 @@ class Settings:
     urls: UnitUrls
     unit_dir: Path
     store: Path | RedisPlace
-    door: GrpcDoor
+    listener: GrpcListener
     tokens: "TokenSettings"
     lease_seconds: float
     queue_seconds: float
@@ -40,14 +40,14 @@ class Settings:
         """Read the settings from an environment. Raises `SettingError` for a bad value."""
         environment = Environment(variables)
         unit_dir = environment.directory("CELLEXPORT_UNIT_DIR", "var/unit")
-        door = GrpcDoor.read(environment)
+        listener = GrpcListener.read(environment)
         if not (unit_dir / "cells").is_dir():
             raise SettingError(f"CELLEXPORT_UNIT_DIR: {unit_dir} has no directory cells. Make it, or name a unit.")
         return cls(
             urls=UnitUrls.read(environment),
             unit_dir=unit_dir,
             store=_store(environment, unit_dir),
-            door=door,
+            listener=listener,
             tokens=TokenSettings.read(environment),
             lease_seconds=environment.seconds("CELLEXPORT_LEASE_SECONDS", 15, minimum=1, maximum=3600),
             queue_seconds=environment.seconds("CELLEXPORT_QUEUE_SECONDS", 3600, minimum=1, maximum=7 * 86400),

@@ -20,7 +20,7 @@ from server.auth.jwt_access import JwtAccessTokens
 from server.auth.local import LocalTokens
 from server.auth.master import MasterToken
 from server.cells import CellDirectory
-from server.exporter.snapshot_directory import SnapshotArea
+from server.exporter.snapshot_directory import SnapshotDirectory
 from server.exports.claims import Claims
 from server.exports.events import EventLog, Events, NoEvents
 from server.exports.expiry import Expiry
@@ -29,7 +29,7 @@ from server.exports.repository import Repository, now_ms
 from server.exports.store import Store
 from server.exports.store_pulse import StorePulse
 from server.exports.watches import Watches
-from server.ops.call_observer import Observer
+from server.ops.call_observer import CallObserver
 from server.ops.drain import Drain
 from server.ops.health import SERVICE as HEALTH_SERVICE
 from server.ops.health import Health
@@ -81,10 +81,10 @@ async def serving(
         cells = CellDirectory(settings.unit_dir / "cells")
         records = Repository(store, clock)
         claims = Claims(records)
-        area = SnapshotArea(settings.unit_dir / "snapshots")
+        snapshots = SnapshotDirectory(settings.unit_dir / "snapshots")
         registry = ExportLifecycle(
             records=records,
-            snapshots=area,
+            snapshots=snapshots,
             log=events,
             queue_limit=settings.queue_limit,
             on_end=metrics and metrics.count_end,
@@ -92,7 +92,7 @@ async def serving(
         calls = CallsInFlight()
         guard = Guard(Admission(judge=build_judge(settings.tokens, settings.urls, clock), cells=cells), calls)
         pulse = StorePulse()
-        watch = Expiry(
+        expiry = Expiry(
             records=records,
             registry=registry,
             pulse=pulse,
@@ -107,21 +107,21 @@ async def serving(
         exporters = ExporterService(
             registry, claims, cells, unit_url=settings.urls.unit, lease_seconds=settings.lease_seconds
         )
-        observer = Observer(spans, metrics and metrics.calls)
+        observer = CallObserver(spans, metrics and metrics.calls)
         health = Health(pulse, [service.full_name for service in _SERVICES])
         reflection = Reflection((*_SERVICES, HEALTH_SERVICE))
         server = grpc.aio.server(
-            interceptors=[observer], options=settings.door.options(), maximum_concurrent_rpcs=MOST_CALLS
+            interceptors=[observer], options=settings.listener.options(), maximum_concurrent_rpcs=MOST_CALLS
         )
-        rules = (cell_exports.rules, exporters.rules)
-        server.add_generic_rpc_handlers(tuple(map(guard.handlers, _SERVICES, rules)))
+        methods = (cell_exports.methods, exporters.methods)
+        server.add_generic_rpc_handlers(tuple(map(guard.handlers, _SERVICES, methods)))
         # What follows asks for no token, and tells nothing of any cell.
         add_HealthServicer_to_server(health, server)
         if settings.reflection:
             server.add_generic_rpc_handlers(reflection.handlers())
-        address = settings.door.listen(server)
+        address = settings.listener.listen(server)
         await server.start()
-        for task in (watch.run(), health.run()):
+        for task in (expiry.run(), health.run()):
             stack.push_async_callback(tasks.cancel, asyncio.create_task(task))
         closing = (watches.close, claims.close, health.close, reflection.close)
         drain = Drain(server, health, calls, seconds=settings.drain_seconds, closing=closing)

@@ -17,7 +17,7 @@ from cellexport import client
 from cellexport.environment import Environment
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from chaosproxy import ChaosProxy
-from server.rpc.listener import GrpcDoor
+from server.rpc.listener import GrpcListener
 from unit import PREFACE, HandExporter, Unit, answered, eventually, frame, meanwhile
 
 GOAWAY, PING, SETTINGS = 7, 6, 4
@@ -126,7 +126,7 @@ def bare_server(options: list[tuple[str, int]]) -> Iterator[int]:
 def test_our_own_pings_are_never_too_many(capfd: pytest.CaptureFixture[str]) -> None:
     """With all times a hundredth: five minutes of a silent call, and of a connection without one."""
     least_name = "grpc.http2.min_ping_interval_without_data_ms"
-    server = dict(GrpcDoor.read(Environment({})).options())
+    server = dict(GrpcListener.read(Environment({})).options())
     ours = dict(client.OPTIONS)
     least = server[least_name]
     assert ours["grpc.keepalive_time_ms"] >= 2 * least

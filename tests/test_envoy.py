@@ -25,7 +25,7 @@ from cellexport.v1.cell_export_pb2 import Outcome
 from certificates import Authority
 from redis_server import DURABLE, RedisServer
 from redis_server import running as running_redis
-from server.rpc.listener import MOST_CALLS, GrpcDoor
+from server.rpc.listener import MOST_CALLS, GrpcListener
 from traffic import Caller, GrpcCaller, HttpCaller, export
 from unit import HandExporter, Program, Unit, eventually, free_port, meanwhile, needs, refused
 from watchers import following
@@ -223,7 +223,7 @@ def test_envoy_tries_again_what_the_channel_of_our_own_does() -> None:
 
 
 def test_envoy_agrees_with_the_servers_defaults() -> None:
-    door = dict(GrpcDoor.read(Environment({})).options())
+    door = dict(GrpcListener.read(Environment({})).options())
     (cluster,) = envoy_proxy.configuration()["static_resources"]["clusters"]
     (options,) = cluster["typed_extension_protocol_options"].values()
     http2 = options["explicit_http_config"]["http2_protocol_options"]

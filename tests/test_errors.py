@@ -29,7 +29,7 @@ from server.auth.rights import Privilege
 from server.cells import CellDirectory
 from server.exports.repository import now_ms
 from server.rpc.admission import Admission, Call
-from server.rpc.guard import Guard, Rule
+from server.rpc.guard import Guard, UnaryMethod
 from server.rpc.in_flight import CallsInFlight
 from tokens import ACCESS_FILE, SECRET, Issuer, expired, fields, generate, local, resident
 from unit import TOKEN, UNIT_URL, Answer, Unit, needs_root
@@ -243,7 +243,7 @@ async def hang(request: Message, call: Call) -> Message:
 
 
 @asynccontextmanager
-async def broken_server(cells: Path, rule: Rule) -> AsyncIterator[int]:
+async def broken_server(cells: Path, rule: UnaryMethod) -> AsyncIterator[int]:
     """A server whose methods are broken, behind the real guard."""
     judge = Judge([MasterToken(Secret(TOKEN))], cookies=None, clock=now_ms)
     guard = Guard(Admission(judge=judge, cells=CellDirectory(cells)), CallsInFlight())
@@ -263,7 +263,7 @@ def test_an_unexpected_exception_is_an_id_that_is_found_in_the_log(
     unit: Unit, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> tuple[int, Any]:
-        async with broken_server(unit.directory / "cells", Rule(Privilege.ROOT, fail)) as port:
+        async with broken_server(unit.directory / "cells", UnaryMethod(Privilege.ROOT, fail)) as port:
             app = create_app(Settings.read({"CELLEXPORT_GRPC_TARGET": f"127.0.0.1:{port}"}))
             get = Client(app).get
             answer = await asyncio.to_thread(get, "/demo/__export", headers={"Authorization": f"Bearer {TOKEN}"})
@@ -283,7 +283,7 @@ def test_an_unexpected_exception_is_an_id_that_is_found_in_the_log(
 def test_no_call_takes_longer_than_its_rule_allows(unit: Unit) -> None:
     async def main() -> grpc.aio.AioRpcError:
         async with AsyncExitStack() as stack:
-            rule = Rule(Privilege.ROOT, hang, most_seconds=0.2)
+            rule = UnaryMethod(Privilege.ROOT, hang, most_seconds=0.2)
             port = await stack.enter_async_context(broken_server(unit.directory / "cells", rule))
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
             stub = CellExportServiceStub(channel)
@@ -307,7 +307,7 @@ def test_no_call_is_late_because_the_clock_is_set_while_its_time_is_reckoned(
     async def main() -> None:
         async with AsyncExitStack() as stack:
             port = await stack.enter_async_context(
-                broken_server(unit.directory / "cells", Rule(Privilege.ROOT, answer, most_seconds=10))
+                broken_server(unit.directory / "cells", UnaryMethod(Privilege.ROOT, answer, most_seconds=10))
             )
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
             get = CellExportServiceStub(channel).GetCellExport

@@ -182,7 +182,7 @@ def write_one_by_one(path: Path, count: int) -> None:
         log = await EventLog.open(path, most_bytes=1500)
         for number in range(count):
             await log.write(an_event(number))
-            await log.settled()
+            await log.flush()
         await log.close()
 
     asyncio.run(main())

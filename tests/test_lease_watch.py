@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from server.exporter.snapshot_directory import SnapshotArea
+from server.exporter.snapshot_directory import SnapshotDirectory
 from server.exports import transitions
 from server.exports.events import NoEvents
 from server.exports.expiry import Expiry
@@ -25,7 +25,7 @@ class Scene:
         self.sequence = 0
         self.records = Late(store)
         self.registry = ExportLifecycle(
-            records=self.records, snapshots=SnapshotArea(directory), log=NoEvents(), queue_limit=9
+            records=self.records, snapshots=SnapshotDirectory(directory), log=NoEvents(), queue_limit=9
         )
         self.watch = Expiry(
             records=self.records,

@@ -19,7 +19,7 @@ import pytest
 
 from cellexport import client
 from cellexport.environment import Environment, SettingError
-from cellexport.pem import PemFile, PemFiles, PemWatch
+from cellexport.pem import PemFile, PemFiles, PemReloader
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from certificates import Authority, Identity, common_name
@@ -462,7 +462,7 @@ def test_to_another_machine_tls_is_enough(pki: Pki) -> None:
 
 def test_what_is_read_of_files_does_not_show_the_key(pki: Pki) -> None:
     files = PemFiles(PemFile("A", pki.server.certificate), PemFile("B", pki.server.key))
-    assert re.search("PRIVATE|b'-", repr(PemWatch(files).latest).replace(repr(files.load().chain), "")) is None
+    assert re.search("PRIVATE|b'-", repr(PemReloader(files).latest).replace(repr(files.load().chain), "")) is None
 
 
 def test_a_key_that_is_given_in_the_place_of_its_path_is_not_shown(unit: Unit, pki: Pki) -> None:

@@ -21,7 +21,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from cellexport.address import is_loopback
 from cellexport.environment import Environment, SettingError, plaintext_allowed
-from cellexport.pem import Pem, PemFile, PemFiles, PemWatch
+from cellexport.pem import Pem, PemFile, PemFiles, PemReloader
 from cellexport.renewing_channel import RenewingChannel
 
 UNIT_USER = "x-personium-unit-user"
@@ -181,7 +181,7 @@ def channel(
         credentials = grpc.ssl_channel_credentials(pem.authorities, pem.key or None, pem.chain or None)
         return grpc.secure_channel(name, credentials, options)
 
-    return RenewingChannel(PemWatch(tls.files()), connect)
+    return RenewingChannel(PemReloader(tls.files()), connect)
 
 
 def bearer(token: str) -> Metadata:

@@ -97,7 +97,7 @@ class PemFiles:
         return tuple(file.stamp() for file in self)
 
 
-class PemWatch:
+class PemReloader:
     """The latest good content of PEM files, for any thread.
 
     Raises:

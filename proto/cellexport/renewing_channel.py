@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
-from cellexport.pem import Pem, PemWatch
+from cellexport.pem import Pem, PemReloader
 
 M = TypeVar("M")
 
@@ -22,22 +22,22 @@ class RenewingChannel(grpc.Channel):
     call has ended.
 
     Args:
-        watch: the files.
+        reloader: the files.
         connect: makes a channel with what they hold.
     """
 
-    def __init__(self, watch: PemWatch, connect: Callable[[Pem], grpc.Channel]) -> None:
-        self._watch = watch
+    def __init__(self, reloader: PemReloader, connect: Callable[[Pem], grpc.Channel]) -> None:
+        self._reloader = reloader
         self._connect = connect
         self._lock = threading.Lock()
-        self._channel = connect(watch.latest)
+        self._channel = connect(reloader.latest)
         self._look_at = time.monotonic() + _LOOK_SECONDS
 
     def current(self) -> grpc.Channel:
         with self._lock:
             if time.monotonic() >= self._look_at:
                 self._look_at = time.monotonic() + _LOOK_SECONDS
-                fresh = self._watch.renewed()
+                fresh = self._reloader.renewed()
                 if fresh is not None:
                     # The old one isn't closed: that would end its calls.
                     self._channel = self._connect(fresh)

@@ -16,7 +16,7 @@ from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 from server.exporter.bar import Bar
 from server.exporter.runner import RefusedError, Runner
 from server.exporter.settings import Settings
-from server.exporter.snapshot_directory import AreaError, SnapshotArea
+from server.exporter.snapshot_directory import AreaError, SnapshotDirectory
 from server.exporter.verifying.command import verify
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
@@ -54,15 +54,15 @@ cli.add_command(verify)
 
 def _work(settings: Settings, *, terminal: bool) -> None:
     _raise_file_limit()
-    area = SnapshotArea(settings.unit_dir / "snapshots")
-    area.prepare()
-    swept = area.sweep()
+    snapshots = SnapshotDirectory(settings.unit_dir / "snapshots")
+    snapshots.prepare()
+    swept = snapshots.sweep()
     with client.channel(settings.target, settings.tls) as channel:
         runner = Runner(
             stub=ExporterServiceStub(channel),
             token=settings.token,
             cells=settings.unit_dir / "cells",
-            area=area,
+            snapshots=snapshots,
             bar=Bar(terminal=terminal),
         )
         threading.Thread(target=_wait_for_signals, args=(runner,), name="signals", daemon=True).start()

@@ -29,7 +29,7 @@ from server.exporter.heartbeat import (
 )
 from server.exporter.part import FencedError, NameTakenError
 from server.exporter.snapshot import StoppedError, Subject
-from server.exporter.snapshot_directory import FULL, SnapshotArea
+from server.exporter.snapshot_directory import FULL, SnapshotDirectory
 from server.exporter.tally import Tally
 from server.exporter.walk import SourceChangedError, SourceError
 
@@ -63,12 +63,12 @@ class Runner:
     """
 
     def __init__(
-        self, *, stub: ExporterServiceStub, token: SecretSource, cells: Path, area: SnapshotArea, bar: Bar
+        self, *, stub: ExporterServiceStub, token: SecretSource, cells: Path, snapshots: SnapshotDirectory, bar: Bar
     ) -> None:
         self._stub = stub
         self._token = token
         self._cells = cells
-        self._area = area
+        self._snapshots = snapshots
         self._bar = bar
         self._stopping = threading.Event()
         # Never set: what is waited on between tries that go on even when we are stopping.
@@ -191,7 +191,7 @@ class Runner:
             epoch=lease.epoch,
             directory=self._cells / claimed.cell,
         )
-        with self._area.part(claimed.cell, claimed.name, lease.export_id, lease.epoch) as part:
+        with self._snapshots.part(claimed.cell, claimed.name, lease.export_id, lease.epoch) as part:
             snapshot.count(subject, tally, stop)
             snapshot.write(subject, part.file, part.directory, tally, stop)
             part.sync()
@@ -201,7 +201,7 @@ class Runner:
 
     def _note(self, claimed: ClaimedExport, result: str, reason: str) -> None:
         try:
-            self._area.note(claimed.cell, claimed.name, result, reason)
+            self._snapshots.note(claimed.cell, claimed.name, result, reason)
         except OSError as error:
             _log.warning("the note of the failure can't be written", extra={"error": str(error)})
 

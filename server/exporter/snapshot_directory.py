@@ -35,7 +35,7 @@ class AreaError(Exception):
     """Raised when the snapshot directory can't be used. Its text names it and says why."""
 
 
-class SnapshotArea:
+class SnapshotDirectory:
     """The snapshot directory of a unit. Every method may raise OSError.
 
     Args:
@@ -100,7 +100,7 @@ class SnapshotArea:
         except OSError:
             return 0
 
-    def settle(self, cell: str, name: str, export_id: str, epoch: int, reason: str) -> bool:
+    def seal(self, cell: str, name: str, export_id: str, epoch: int, reason: str) -> bool:
         """Take a dead exporter's part away, and tell whether it had published before.
 
         If it had not, leave a note of the reason.

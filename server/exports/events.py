@@ -153,12 +153,12 @@ class EventLog:
     async def write(self, event: Event) -> None:
         await self._lines.put(event.line())
 
-    async def settled(self) -> None:
+    async def flush(self) -> None:
         """Wait until all events so far are in the file."""
         await self._lines.join()
 
     async def close(self) -> None:
-        await self.settled()
+        await self.flush()
         await tasks.cancel(self._writer)
         self._handler.close()
 

@@ -22,7 +22,7 @@ class Snapshots(Protocol):
     def exists(self, cell: str, name: str) -> bool:
         """Whether there is a snapshot of that name."""
 
-    def settle(self, cell: str, name: str, export_id: str, epoch: int, reason: str) -> bool:
+    def seal(self, cell: str, name: str, export_id: str, epoch: int, reason: str) -> bool:
         """Make sure that a dead exporter can't publish any more, and tell whether it had published before.
 
         If it had not, leave a note of the reason beside where the snapshot would be.
@@ -171,7 +171,7 @@ class ExportLifecycle:
             return None
         reason = _interruption(export)
         published = await asyncio.to_thread(
-            self._snapshots.settle, expiring.cell, export.name, export.export_id, export.epoch, reason.name
+            self._snapshots.seal, expiring.cell, export.name, export.export_id, export.epoch, reason.name
         )
         result = Result.SUCCEEDED if published else Result.INTERRUPTED
         following = transitions.end(expiring, result, None if published else reason, self._records.clock())

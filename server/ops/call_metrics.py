@@ -11,7 +11,7 @@ _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 _UNKNOWN = ("unknown", "unknown", "unknown")
 
 
-class RpcMetrics:
+class CallMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._started = Counter("grpc_server_started", "Calls begun.", _METHOD, registry=registry)
         self._handled = Counter(

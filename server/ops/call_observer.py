@@ -18,7 +18,7 @@ from server.rpc import call_context
 from server.rpc.abort import Context
 
 if TYPE_CHECKING:
-    from server.ops.call_metrics import MethodMetrics, RpcMetrics
+    from server.ops.call_metrics import CallMetrics, MethodMetrics
 
 _OURS = "/cellexport."
 # What is the server's fault, as OpenTelemetry's conventions see it.
@@ -40,7 +40,7 @@ Stream = Callable[[Any, Context], AsyncIterator[Any]]
 _log = logging.getLogger(__name__)
 
 
-class Observer(grpc.aio.ServerInterceptor):
+class CallObserver(grpc.aio.ServerInterceptor):
     """Handlers that are no coroutine functions or asynchronous generators, of which we have none, are not observed.
 
     Args:
@@ -48,7 +48,7 @@ class Observer(grpc.aio.ServerInterceptor):
         metrics: None if nobody reads them.
     """
 
-    def __init__(self, spans: Spans | None, metrics: "RpcMetrics | None") -> None:
+    def __init__(self, spans: Spans | None, metrics: "CallMetrics | None") -> None:
         self._spans = spans
         self._metrics = metrics
         # By method: what grpc serves, and the same as it is observed.

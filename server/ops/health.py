@@ -15,7 +15,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer
 
 from server.exports.store_pulse import StorePulse
-from server.ops.public_streams import OpenStreams
+from server.ops.public_streams import PublicStreams
 from server.rpc.abort import Context
 
 SERVICE = Default().FindServiceByName("grpc.health.v1.Health")
@@ -39,7 +39,7 @@ class Health(HealthServicer):
     def __init__(self, pulse: StorePulse, services: Iterable[str]) -> None:
         self._pulse = pulse
         self._known = {"", *services}
-        self._streams = OpenStreams(most=_MOST_WATCHES)
+        self._streams = PublicStreams(most=_MOST_WATCHES)
         self._serving = False
         self._draining = False
         # Set, and replaced, with each change.

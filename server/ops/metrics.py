@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cellexport.program.metrics_server import new_registry
 from server.exports.model import CellRecord, Export, Outcome, Phase
-from server.ops.call_metrics import RpcMetrics
+from server.ops.call_metrics import CallMetrics
 
 _STATES = ("queued", "running", "stalled")
 # SQLite answers reads from memory within microseconds; no operation takes longer than a second.
@@ -22,7 +22,7 @@ class Metrics:
     def __init__(self) -> None:
         registry: CollectorRegistry = new_registry()
         self.registry = registry
-        self.calls = RpcMetrics(registry)
+        self.calls = CallMetrics(registry)
         self.watches = Gauge("cellexport_watches", "Streams that watch a cell.", registry=registry)
         self._store = Histogram(
             "cellexport_store_seconds",

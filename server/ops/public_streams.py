@@ -11,7 +11,7 @@ from server.refusals import Refusal, Refused
 from server.rpc.abort import Context, abort
 
 
-class OpenStreams:
+class PublicStreams:
     """The open streams of one kind. Their refusals aren't logged: anybody at all can have as many as they like.
 
     Args:

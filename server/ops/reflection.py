@@ -12,7 +12,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.reflection import aio
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
-from server.ops.public_streams import OpenStreams
+from server.ops.public_streams import PublicStreams
 from server.rpc.abort import Context
 
 NAMES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
@@ -37,7 +37,7 @@ class Reflection:
         for service in services:
             _add(service.file, pool)
         self._servicer = aio.ReflectionServicer([service.full_name for service in services], pool)
-        self._streams = OpenStreams(most=_MOST_STREAMS, seconds=_SECONDS)
+        self._streams = PublicStreams(most=_MOST_STREAMS, seconds=_SECONDS)
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """The service by each of its names, for grpc to serve."""

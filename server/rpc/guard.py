@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class UnaryMethod:
     """A method, the privilege that it needs, and how long it may take at the most, whatever the caller allows.
 
     A long one ends with its caller's token. A short one doesn't: what it has done must not be told as refused.
@@ -52,7 +52,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchRule:
+class BatchMethod:
     """A method about many cells, called for each of them. The privilege is needed on each, and each fails alone.
 
     `answer` makes one message of the cells and what became of each.
@@ -66,7 +66,7 @@ class BatchRule:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamRule:
+class StreamMethod:
     """A method whose answers are many. It ends with its caller's token, and each answer needs the privilege anew."""
 
     privilege: Privilege
@@ -74,7 +74,7 @@ class StreamRule:
     limit: StreamLimit
 
 
-AnyRule = Rule | BatchRule | StreamRule
+GuardedMethod = UnaryMethod | BatchMethod | StreamMethod
 
 
 class Guard:
@@ -86,30 +86,30 @@ class Guard:
         self._undecodable_at = float("-inf")
         self._batches = asyncio.Semaphore(_BATCHES_AT_A_TIME)
 
-    def handlers(self, service: ServiceDescriptor, rules: Mapping[str, AnyRule]) -> grpc.GenericRpcHandler:
+    def handlers(self, service: ServiceDescriptor, methods: Mapping[str, GuardedMethod]) -> grpc.GenericRpcHandler:
         """The service for grpc to serve.
 
         Raises:
-            ValueError: if a method of the service has no rule, or a rule has no method.
+            ValueError: if a method of the service has no spec, or a spec has no method.
         """
         declared = {method.name for method in service.methods}
-        if declared != rules.keys():
-            odd = ", ".join(sorted(declared ^ rules.keys()))
+        if declared != methods.keys():
+            odd = ", ".join(sorted(declared ^ methods.keys()))
             raise ValueError(f"{service.full_name}: each method needs a privilege and an implementation: {odd}")
         return grpc.method_handlers_generic_handler(
-            service.full_name, {method.name: self._handler(method, rules[method.name]) for method in service.methods}
+            service.full_name, {method.name: self._handler(method, methods[method.name]) for method in service.methods}
         )
 
-    def _handler(self, method: MethodDescriptor, rule: AnyRule) -> "grpc.RpcMethodHandler[Any, Any]":
-        streams = isinstance(rule, StreamRule)
+    def _handler(self, method: MethodDescriptor, spec: GuardedMethod) -> "grpc.RpcMethodHandler[Any, Any]":
+        streams = isinstance(spec, StreamMethod)
         make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
         return make(
-            self._guarded(method.name, rule),
+            self._guarded(method.name, spec),
             request_deserializer=_deserializer(GetMessageClass(method.input_type)),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
 
-    def _guarded(self, name: str, rule: AnyRule) -> Callable[[Any, Context], Awaitable[Message | None]]:
+    def _guarded(self, name: str, spec: GuardedMethod) -> Callable[[Any, Context], Awaitable[Message | None]]:
         async def guarded(request: Any, context: Context) -> Message | None:
             self._calls.add(context)
             if request is None:
@@ -119,13 +119,13 @@ class Guard:
             try:
                 key, credentials = presented_in(context.invocation_metadata() or ())
                 context.set_trailing_metadata(((request_key.METADATA, key),))
-                match rule:
-                    case Rule():
-                        return await self._once(rule, request, credentials, key, context)
-                    case BatchRule():
-                        return await self._each(rule, name, request, credentials, key, context)
-                    case StreamRule():
-                        await self._stream(rule, request, credentials, key, context)
+                match spec:
+                    case UnaryMethod():
+                        return await self._once(spec, request, credentials, key, context)
+                    case BatchMethod():
+                        return await self._each(spec, name, request, credentials, key, context)
+                    case StreamMethod():
+                        await self._stream(spec, request, credentials, key, context)
                         return None
             except Exception as exception:
                 error = exception
@@ -135,24 +135,26 @@ class Guard:
 
         return guarded
 
-    async def _once(self, rule: Rule, request: Any, credentials: Credentials, key: str, context: Context) -> Message:
-        identity = self._admission.admit(getattr(request, "cell", None), credentials, rule.privilege)
+    async def _once(
+        self, spec: UnaryMethod, request: Any, credentials: Credentials, key: str, context: Context
+    ) -> Message:
+        identity = self._admission.admit(getattr(request, "cell", None), credentials, spec.privilege)
         _require_time(context)
-        remaining = self._admission.remaining_seconds(identity) if rule.ends_with_token else math.inf
-        return await _within(rule.most_seconds, remaining, rule.method(request, Call(key, identity)))
+        remaining = self._admission.remaining_seconds(identity) if spec.ends_with_token else math.inf
+        return await _within(spec.most_seconds, remaining, spec.method(request, Call(key, identity)))
 
     async def _each(
-        self, rule: BatchRule, name: str, request: Any, credentials: Credentials, key: str, context: Context
+        self, spec: BatchMethod, name: str, request: Any, credentials: Credentials, key: str, context: Context
     ) -> Message:
         cells = request.cells
-        if len(cells) > rule.most_cells:
+        if len(cells) > spec.most_cells:
             raise Refused(Refusal.BATCH_TOO_LARGE)
         _require_time(context)
 
         async def one(cell: str) -> tuple[str, Message | Refused]:
             try:
-                identity = self._admission.admit(cell, credentials, rule.privilege)
-                return cell, await rule.method(cell, Call(key, identity))
+                identity = self._admission.admit(cell, credentials, spec.privilege)
+                return cell, await spec.method(cell, Call(key, identity))
             except Exception as exception:
                 return cell, abort.logged(exception, method=name, cell=cell, key=key)
 
@@ -161,27 +163,27 @@ class Guard:
             async with self._batches:
                 for start in range(0, len(cells), _AT_A_TIME):
                     entries += await asyncio.gather(*map(one, cells[start : start + _AT_A_TIME]))
-                return rule.answer(entries)
+                return spec.answer(entries)
 
-        return await _within(rule.most_seconds, math.inf, all_of_them())
+        return await _within(spec.most_seconds, math.inf, all_of_them())
 
     async def _stream(
-        self, rule: StreamRule, request: Any, credentials: Credentials, key: str, context: Context
+        self, spec: StreamMethod, request: Any, credentials: Credentials, key: str, context: Context
     ) -> None:
-        with rule.limit.room():
-            identity = self._admission.admit(request.cell, credentials, rule.privilege)
-            with rule.limit.room_for(identity):
+        with spec.limit.room():
+            identity = self._admission.admit(request.cell, credentials, spec.privilege)
+            with spec.limit.room_for(identity):
                 remaining = self._admission.remaining_seconds(identity)
-                sending = self._send(rule, request, credentials, Call(key, identity), context)
+                sending = self._send(spec, request, credentials, Call(key, identity), context)
                 await _within(math.inf, remaining, sending)
 
     async def _send(
-        self, rule: StreamRule, request: Any, credentials: Credentials, call: Call, context: Context
+        self, spec: StreamMethod, request: Any, credentials: Credentials, call: Call, context: Context
     ) -> None:
-        async with aclosing(rule.method(request, call)) as answers:
+        async with aclosing(spec.method(request, call)) as answers:
             async for answer in answers:
                 # Rights may have been taken away since the last, and the cell with them.
-                self._admission.admit(request.cell, credentials, rule.privilege)
+                self._admission.admit(request.cell, credentials, spec.privilege)
                 await context.write(answer)
 
     def _log_undecodable(self, name: str) -> None:

@@ -7,8 +7,8 @@ import grpc
 
 from cellexport.address import Address
 from cellexport.environment import Environment
-from cellexport.pem import Pem, PemFiles, PemWatch
-from cellexport.program.listening import SOCKET_MODE, Door
+from cellexport.pem import Pem, PemFiles, PemReloader
+from cellexport.program.listening import SOCKET_MODE, Listener
 
 # How many calls may be under way in all; another is told RESOURCE_EXHAUSTED.
 MOST_CALLS = 25_000
@@ -34,18 +34,18 @@ class ListenError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class GrpcDoor:
+class GrpcListener:
     """The settings of the door. A connection is told to end at an age, and ended after a grace, both in seconds."""
 
-    door: Door
+    listener: Listener
     age_seconds: float
     grace_seconds: float
 
     @classmethod
-    def read(cls, environment: Environment) -> "GrpcDoor":
+    def read(cls, environment: Environment) -> "GrpcListener":
         """Read the settings. Raises `SettingError` for a bad value."""
         return cls(
-            door=Door.read(environment, "GRPC", "127.0.0.1:50051"),
+            listener=Listener.read(environment, "GRPC", "127.0.0.1:50051"),
             age_seconds=environment.seconds("CELLEXPORT_CONNECTION_AGE_SECONDS", 3600, minimum=1, maximum=7 * 86400),
             grace_seconds=environment.seconds("CELLEXPORT_CONNECTION_GRACE_SECONDS", 45, minimum=1, maximum=86400),
         )
@@ -64,13 +64,13 @@ class GrpcDoor:
         Raises:
             ListenError: if the address can't be listened on.
         """
-        address = self.door.address
-        self.door.warn_if_wide()
+        address = self.listener.address
+        self.listener.warn_if_wide()
         try:
             # First by ourselves: grpc says of a port that is taken only in a log of its own.
             address.probe()
-            if self.door.tls:
-                port = server.add_secure_port(str(address), _credentials(self.door.tls))
+            if self.listener.tls:
+                port = server.add_secure_port(str(address), _credentials(self.listener.tls))
             else:
                 port = server.add_insecure_port(str(address))
             if address.path:
@@ -89,15 +89,15 @@ def taken(name: str, address: Address) -> ListenError:
 
 
 def _credentials(files: PemFiles) -> grpc.ServerCredentials:
-    watch = PemWatch(files)
+    reloader = PemReloader(files)
 
     def renewed() -> grpc.ServerCertificateConfiguration | None:
         """Called by grpc for each connection, in a thread of its own."""
-        fresh = watch.renewed()
+        fresh = reloader.renewed()
         return None if fresh is None else _configuration(fresh)
 
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(watch.latest),
+        _configuration(reloader.latest),
         renewed,  # type: ignore[arg-type]  # grpc takes None for no change; its stubs don't say so
         require_client_authentication=files.authorities is not None,
     )

@@ -18,7 +18,7 @@ from server.exports.watches import Watches
 from server.refusals import Refusal, Refused
 from server.rpc import messages
 from server.rpc.admission import Call
-from server.rpc.guard import AnyRule, BatchRule, Rule, StreamRule
+from server.rpc.guard import BatchMethod, GuardedMethod, StreamMethod, UnaryMethod
 from server.rpc.stream_limit import StreamLimit
 
 _LONGEST_WAIT_SECONDS = 30.0
@@ -37,15 +37,15 @@ class CellExportService:
         self.watch_limit = StreamLimit(total=_MOST_WATCHES, per_caller=_MOST_WATCHES_OF_ONE)
 
     @property
-    def rules(self) -> Mapping[str, AnyRule]:
+    def methods(self) -> Mapping[str, GuardedMethod]:
         return {
-            "GetCellExport": Rule(Privilege.ROOT, self._get),
-            "BatchGetCellExports": BatchRule(
+            "GetCellExport": UnaryMethod(Privilege.ROOT, self._get),
+            "BatchGetCellExports": BatchMethod(
                 Privilege.ROOT, self._get_one, messages.batch, most_cells=_MOST_CELLS_OF_ONE_CALL
             ),
-            "WatchCellExport": StreamRule(Privilege.ROOT, self._watch, self.watch_limit),
-            "StartCellExport": Rule(Privilege.ROOT, self._start),
-            "CancelCellExport": Rule(Privilege.ROOT, self._cancel),
+            "WatchCellExport": StreamMethod(Privilege.ROOT, self._watch, self.watch_limit),
+            "StartCellExport": UnaryMethod(Privilege.ROOT, self._start),
+            "CancelCellExport": UnaryMethod(Privilege.ROOT, self._cancel),
         }
 
     async def _get(self, request: status_pb2.GetCellExportRequest, call: Call) -> status_pb2.GetCellExportResponse:
@@ -107,11 +107,13 @@ class ExporterService:
         self._lease_seconds = lease_seconds
 
     @property
-    def rules(self) -> Mapping[str, Rule]:
+    def methods(self) -> Mapping[str, UnaryMethod]:
         return {
-            "ClaimExport": Rule(Privilege.EXPORT_REPORT, self._claim, _LONGEST_WAIT_SECONDS + 10, ends_with_token=True),
-            "ReportProgress": Rule(Privilege.EXPORT_REPORT, self._report),
-            "FinishExport": Rule(Privilege.EXPORT_REPORT, self._finish),
+            "ClaimExport": UnaryMethod(
+                Privilege.EXPORT_REPORT, self._claim, _LONGEST_WAIT_SECONDS + 10, ends_with_token=True
+            ),
+            "ReportProgress": UnaryMethod(Privilege.EXPORT_REPORT, self._report),
+            "FinishExport": UnaryMethod(Privilege.EXPORT_REPORT, self._finish),
         }
 
     async def _claim(self, request: exporter_pb2.ClaimExportRequest, call: Call) -> exporter_pb2.ClaimExportResponse:

@@ -1,4 +1,4 @@
-"""A crowd of watches, in a process of its own: `python tests/support/crowd.py {target} {watches} {connections} {cells}`.
+"""A crowd of watches, in a process of its own: `python crowd.py {target} {watches} {connections} {cells}`.
 
 Each goes on after its revision whenever it is cut off. A line of JSON, some times a second, says how they are; the
 crowd leaves when its standard input ends.

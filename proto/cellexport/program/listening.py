@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class Listener:
     """An address, and the TLS files of who listens there: None for plaintext."""
 
     address: Address
@@ -28,7 +28,7 @@ class Door:
     @classmethod
     def read(
         cls, environment: Environment, kind: Literal["GRPC", "HTTP"], default: str, *, check_files: bool = True
-    ) -> "Door":
+    ) -> "Listener":
         """Read `CELLEXPORT_{kind}_LISTEN` and the TLS settings that go with it.
 
         Args:
