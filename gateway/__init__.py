@@ -22,7 +22,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask
 
-from cellexport.program import tracing
+from cellexport.program import traces
 from gateway.metrics import Metrics
 from gateway.overrides import HeaderOverride, MethodOverride
 from gateway.readiness import Readiness
@@ -45,7 +45,7 @@ def create_app(settings: Settings | None = None, metrics: Metrics | None = None)
     settings = settings or Settings.read(os.environ)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
-    spans = tracing.open_spans("cellexport-gateway", on=settings.traces)
+    spans = traces.open_spans("cellexport-gateway", on=settings.traces)
     if spans is not None:
         atexit.register(spans.close)
     upstream = Upstream(settings.target, settings.tls, metrics and metrics.count_call)

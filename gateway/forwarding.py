@@ -7,6 +7,7 @@ is too large, is cut down to what will be judged malformed in its place.
 from werkzeug.wrappers import Request
 
 from cellexport import client, request_key
+from cellexport.metadata import AUTHORIZATION, COOKIE, COOKIE_PEER, UNIT_USER
 from cellexport.program import tracing
 from gateway import request_observer
 
@@ -24,7 +25,7 @@ def metadata(request: Request, key: str) -> client.Metadata:
         key: the request key, validated or generated.
     """
     authorization = request.headers.get("Authorization")
-    credentials = _cookie(request) if authorization is None else ((client.AUTHORIZATION, _credential(authorization)),)
+    credentials = _cookie(request) if authorization is None else ((AUTHORIZATION, _credential(authorization)),)
     return ((request_key.METADATA, key), *credentials, *_unit_user(request), *_traceparent(request))
 
 
@@ -43,7 +44,7 @@ def _cookie(request: Request) -> client.Metadata:
     if not any(peers) and len(peers) < 2:
         return ()
     cookies = request.cookies.getlist("p_cookie")
-    return (*_values(client.COOKIE, cookies, _COOKIE_LIMIT), *_values(client.COOKIE_PEER, peers, _SHORT_LIMIT))
+    return (*_values(COOKIE, cookies, _COOKIE_LIMIT), *_values(COOKIE_PEER, peers, _SHORT_LIMIT))
 
 
 def _values(name: str, values: list[str], limit: int) -> client.Metadata:
@@ -55,7 +56,7 @@ def _values(name: str, values: list[str], limit: int) -> client.Metadata:
 def _unit_user(request: Request) -> client.Metadata:
     value = request.headers.get("X-Personium-Unit-User")
     # Whoever it names: that it names somebody is what counts.
-    return ((client.UNIT_USER, value if _fits(value, _SHORT_LIMIT) else _MALFORMED),) if value else ()
+    return ((UNIT_USER, value if _fits(value, _SHORT_LIMIT) else _MALFORMED),) if value else ()
 
 
 def _traceparent(request: Request) -> client.Metadata:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cellexport import client
 from cellexport.address import Address
 from cellexport.environment import Environment, SettingError, metrics_listen
-from cellexport.program import tracing
+from cellexport.program import traces
 from cellexport.program.listening import Listener
 from cellexport.program.unit_urls import UnitUrls
 
@@ -54,7 +54,7 @@ class Settings:
             personium_version=version,
             x_override=environment.choice("CELLEXPORT_X_OVERRIDE", "on", "off") == "on",
             metrics=metrics_listen(environment, "CELLEXPORT_HTTP_METRICS_LISTEN"),
-            traces=tracing.are_on(environment),
+            traces=traces.are_on(environment),
         )
 
 

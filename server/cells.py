@@ -17,10 +17,10 @@ import time
 import tomllib
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from server.exports.model import Cell
 from server.refusals import Refusal, Refused
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
@@ -33,6 +33,16 @@ _REMEMBERED_CELLS = 20_000
 _FRESH_NS = 200_000_000
 
 _Version = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A cell as its access file describes it: the roles of each account, and the privileges of each role."""
+
+    name: str
+    owner: str = ""
+    accounts: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    acl: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 class CellDirectory:

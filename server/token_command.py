@@ -20,13 +20,13 @@ from server.auth.cookie import Cookies, seal
 from server.auth.credentials import Credentials, PresentedCookie
 from server.auth.issuers import SETTING, Issuer
 from server.auth.local import LocalTokens
+from server.auth.opening import build_judge
 from server.auth.rights import Privilege
-from server.cells import CellDirectory
-from server.exports.model import Cell
-from server.exports.repository import now_ms
+from server.auth.settings import TokenSettings
+from server.cells import Cell, CellDirectory
+from server.exports.clock import now_ms
 from server.refusals import Refused
-from server.settings import Settings, TokenSettings
-from server.wiring import build_judge
+from server.settings import Settings
 
 _UNIT_LEVEL = frozenset({"unit-user"})
 

@@ -9,28 +9,24 @@ import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from cellexport.environment import SettingError
-from cellexport.program import tracing
-from cellexport.program.unit_urls import UnitUrls
+from cellexport.program import traces
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from server import tasks
-from server.auth import Judge, TokenKind
-from server.auth.cipher import Cipher
-from server.auth.cookie import Cookies
-from server.auth.jwt_access import JwtAccessTokens
-from server.auth.local import LocalTokens
-from server.auth.master import MasterToken
+from server.auth.opening import build_judge
 from server.cells import CellDirectory
 from server.exporter.snapshot_directory import SnapshotDirectory
 from server.exports.claims import Claims
-from server.exports.events import EventLog, Events, NoEvents
+from server.exports.clock import now_ms
+from server.exports.events import Events, NoEvents
 from server.exports.expiry import Expiry
 from server.exports.lifecycle import ExportLifecycle
-from server.exports.repository import Repository, now_ms
+from server.exports.repository import Repository
 from server.exports.store import Store
 from server.exports.store_pulse import StorePulse
 from server.exports.watches import Watches
 from server.ops.call_observer import CallObserver
 from server.ops.drain import Drain
+from server.ops.event_log import EventLog
 from server.ops.health import SERVICE as HEALTH_SERVICE
 from server.ops.health import Health
 from server.ops.reflection import Reflection
@@ -39,7 +35,7 @@ from server.rpc.guard import Guard
 from server.rpc.in_flight import CallsInFlight
 from server.rpc.listener import MOST_CALLS, taken
 from server.rpc.services import CellExportService, ExporterService
-from server.settings import Settings, TokenSettings
+from server.settings import Settings
 from server.stores.measured import MeasuredStore
 from server.stores.opening import open_store
 
@@ -69,7 +65,7 @@ async def serving(
     """
     async with AsyncExitStack() as stack:
         metrics = _open_metrics(settings, stack)
-        spans = tracing.open_spans("cellexport-server", on=settings.traces)
+        spans = traces.open_spans("cellexport-server", on=settings.traces)
         if spans is not None:
             stack.push_async_callback(asyncio.to_thread, spans.close)
         store: Store = await open_store(settings.store, clock)
@@ -128,22 +124,6 @@ async def serving(
         stack.callback(drained)
         stack.push_async_callback(drain.run)
         yield address
-
-
-def build_judge(settings: TokenSettings, urls: UnitUrls, clock: Callable[[], int]) -> Judge:
-    """A judge by all the kinds of tokens that the settings know."""
-    kinds: list[TokenKind] = []
-    cookies = None
-    if settings.master_token is not None:
-        kinds.append(MasterToken(settings.master_token))
-    if settings.issuers:
-        kinds.append(JwtAccessTokens(settings.issuers, urls))
-    if settings.unit_secret is not None:
-        cipher = Cipher(settings.unit_secret.reveal_bytes())
-        cookies = Cookies(cipher, urls)
-        # The last: whatever is no other kind's is refused by it.
-        kinds.append(LocalTokens(cipher, urls))
-    return Judge(kinds, cookies=cookies, clock=clock)
 
 
 def _open_metrics(settings: Settings, stack: AsyncExitStack) -> "Metrics | None":

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cellexport.environment import Environment
+from cellexport.program.variables import unknown
 from cellexport.v1.cell_export_pb2 import Outcome
 from gateway.settings import Settings as GatewaySettings
 from server.exporter.settings import Settings as ExporterSettings
@@ -114,7 +114,7 @@ def test_a_systemd_unit_sets_what_its_program_reads(unit: Unit, name: str) -> No
     places = {"%S/cellexport": unit.directory, "%d": unit.directory}
     for place, path in places.items():
         given = {variable: value.replace(place, str(path)) for variable, value in given.items()}
-    assert Environment(given).unknown() == []
+    assert unknown(given) == []
     READ[name.removesuffix(".service")](given)
     stop = re.search(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)
     assert stop
@@ -127,7 +127,7 @@ def test_a_systemd_unit_sets_what_its_program_reads(unit: Unit, name: str) -> No
 def test_a_pod_sets_what_its_program_reads_and_asks_where_it_listens(unit: Unit, program: str) -> None:
     spec = pods()[program]
     given = variables(spec)
-    assert Environment(given).unknown() == []
+    assert unknown(given) == []
     mounted = [item["key"] for volume in spec.get("volumes", []) for item in volume.get("secret", {}).get("items", [])]
     for secret in mounted:
         (unit.directory / secret).write_text(SECRETS[secret])

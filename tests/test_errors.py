@@ -27,10 +27,11 @@ from server.auth import Judge
 from server.auth.master import MasterToken
 from server.auth.rights import Privilege
 from server.cells import CellDirectory
-from server.exports.repository import now_ms
+from server.exports.clock import now_ms
 from server.rpc.admission import Admission, Call
-from server.rpc.guard import Guard, UnaryMethod
+from server.rpc.guard import Guard
 from server.rpc.in_flight import CallsInFlight
+from server.rpc.methods import UnaryMethod
 from tokens import ACCESS_FILE, SECRET, Issuer, expired, fields, generate, local, resident
 from unit import TOKEN, UNIT_URL, Answer, Unit, needs_root
 

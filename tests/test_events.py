@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import GetCellExportRequest, Outcome
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
-from server.exports.events import Event, EventLog, Type
+from server.exports.events import Event, Type
 from server.exports.model import Caller
+from server.ops.event_log import EventLog, format_line
 from unit import TOKEN, HandExporter, Unit, eventually
 
 COLUMNS = ["time", "level", "request_key", "external", "schema", "subject", "type", "object", "info"]
@@ -127,7 +128,7 @@ texts = st.text(max_size=60)
 @given(texts, st.none() | texts, st.none() | texts, texts)
 def test_whatever_goes_in_one_event_is_one_line(key: str, schema: str | None, subject: str | None, info: str) -> None:
     caller = Caller(schema=schema, subject=subject)
-    line = Event(time=1486976400000, request_key=key, caller=caller, type=Type.STATUS, info=info).line()
+    line = format_line(Event(time=1486976400000, request_key=key, caller=caller, type=Type.STATUS, info=info))
     line.encode()
     assert len(line.splitlines()) == 1
     [row] = csv.reader([line])

@@ -20,11 +20,11 @@ from cellexport.environment import Environment
 from cellexport.program.unit_urls import UnitUrls
 from server.auth import Judge
 from server.auth.credentials import Credentials
+from server.auth.opening import build_judge
 from server.auth.rights import Privilege
-from server.exports.model import Cell
+from server.auth.settings import TokenSettings
+from server.cells import Cell
 from server.refusals import Refused
-from server.settings import TokenSettings
-from server.wiring import build_judge
 from tokens import CELL_URL, ISSUER, Issuer, b64, decoded, generate, now, verdict
 from unit import UNIT_URL, Program, Unit, eventually
 

@@ -8,8 +8,9 @@ from server.exporter.snapshot_directory import SnapshotDirectory
 from server.exports import transitions
 from server.exports.events import NoEvents
 from server.exports.expiry import Expiry
+from server.exports.lease import LeaseProof
 from server.exports.lifecycle import ExportLifecycle
-from server.exports.model import Caller, CellRecord, LeaseProof, Progress
+from server.exports.model import Caller, CellRecord, Progress
 from server.exports.repository import Repository
 from server.exports.store_pulse import StorePulse
 from server.stores.sqlite.store import SqliteStore

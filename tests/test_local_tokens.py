@@ -15,11 +15,13 @@ from gateway import create_app
 from gateway.settings import Settings as GatewaySettings
 from server.auth import Judge
 from server.auth.credentials import Credentials
+from server.auth.opening import build_judge
 from server.auth.rights import Privilege
-from server.exports.model import Cell
+from server.auth.settings import TokenSettings
+from server.cells import Cell
 from server.refusals import Refused
-from server.settings import Settings, TokenSettings
-from server.wiring import build_judge, serving
+from server.settings import Settings
+from server.wiring import serving
 from tokens import (
     ACCESS_FILE,
     CELL_URL,

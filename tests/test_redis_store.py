@@ -21,8 +21,8 @@ from cellexport.environment import SettingError
 from cellexport.store.v1 import cell_record_pb2
 from records import following, full
 from redis_server import DURABLE, RedisServer, running
+from server.exports.clock import now_ms
 from server.exports.model import Trust
-from server.exports.repository import now_ms
 from server.refusals import Refused
 from server.stores.redis.place import RedisPlace
 from server.stores.redis.store import RedisStore

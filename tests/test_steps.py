@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from records import following, full, idle
 from server.exports import transitions
-from server.exports.model import CellRecord, LeaseProof, Phase, Progress, Trust
+from server.exports.lease import LeaseProof
+from server.exports.model import CellRecord, Phase, Progress, Trust
 from server.refusals import Refused
 
 FLOOR = 1000

@@ -12,8 +12,8 @@ import pytest
 
 from records import following, full, idle
 from redis_server import RedisServer, running
+from server.exports.clock import now_ms
 from server.exports.model import CellRecord, Trust
-from server.exports.repository import now_ms
 from server.exports.store import QUEUE, Store
 from server.stores.redis.place import RedisPlace
 from server.stores.redis.store import RedisStore

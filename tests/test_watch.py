@@ -18,8 +18,9 @@ from cellexport.v1.cell_export_pb2 import CellExport, Outcome, WatchCellExportRe
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from redis_server import RedisServer, running
 from server.auth import Identity
+from server.exports.clock import now_ms
 from server.exports.model import Caller
-from server.exports.repository import Repository, now_ms
+from server.exports.repository import Repository
 from server.exports.watches import Watches
 from server.refusals import Refusal, Refused
 from server.rpc.stream_limit import StreamLimit

@@ -21,14 +21,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 from cellexport.address import is_loopback
 from cellexport.environment import Environment, SettingError, plaintext_allowed
+from cellexport.metadata import AUTHORIZATION, DOMAIN
 from cellexport.pem import Pem, PemFile, PemFiles, PemReloader
 from cellexport.renewing_channel import RenewingChannel
-
-UNIT_USER = "x-personium-unit-user"
-AUTHORIZATION = "authorization"
-COOKIE = "p-cookie"
-COOKIE_PEER = "p-cookie-peer"
-DOMAIN = "cellexport"
 
 Metadata = tuple[tuple[str, str], ...]
 

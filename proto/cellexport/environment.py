@@ -9,52 +9,6 @@ from urllib.parse import urlsplit
 from cellexport.address import Address
 
 _SECRET_LIMIT = 4096
-_KNOWN = frozenset(
-    f"CELLEXPORT_{name}"
-    for name in (
-        "CELL_URL",
-        "CONNECTION_AGE_SECONDS",
-        "CONNECTION_GRACE_SECONDS",
-        "DRAIN_SECONDS",
-        "EVENT_LOG",
-        "EXPORTER_TOKEN",
-        "EXPORTER_TOKEN_FILE",
-        "GRPC_CA",
-        "GRPC_CLIENT_CERT",
-        "GRPC_CLIENT_KEY",
-        "GRPC_LISTEN",
-        "GRPC_METRICS_LISTEN",
-        "GRPC_SERVER_NAME",
-        "GRPC_TARGET",
-        "GRPC_TLS_CERT",
-        "GRPC_TLS_CLIENT_CA",
-        "GRPC_TLS_KEY",
-        "HTTP_LISTEN",
-        "HTTP_METRICS_LISTEN",
-        "HTTP_TLS_CERT",
-        "HTTP_TLS_CLIENT_CA",
-        "HTTP_TLS_KEY",
-        "LEASE_SECONDS",
-        "LOG_FORMAT",
-        "MASTER_TOKEN",
-        "MASTER_TOKEN_FILE",
-        "PERSONIUM_VERSION",
-        "PLAINTEXT",
-        "QUEUE_LIMIT",
-        "QUEUE_SECONDS",
-        "REFLECTION",
-        "STORE",
-        "STORE_FILE",
-        "TRACES",
-        "TRUSTED_ISSUERS",
-        "UNIT_DIR",
-        "UNIT_SECRET",
-        "UNIT_SECRET_FILE",
-        "UNIT_URL",
-        "WATCH_KEEPALIVE_SECONDS",
-        "X_OVERRIDE",
-    )
-)
 
 
 class SettingError(Exception):
@@ -89,9 +43,9 @@ class Environment:
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._variables = variables
 
-    def unknown(self) -> list[str]:
-        """Variables that look like ours, and that no program reads."""
-        return sorted(name for name in self._variables if name.startswith("CELLEXPORT_") and name not in _KNOWN)
+    def names(self) -> Collection[str]:
+        """Return the names of all variables."""
+        return self._variables.keys()
 
     def text(self, name: str, default: str) -> str:
         return self._variables.get(name, "") or default

@@ -18,7 +18,8 @@ from server.auth import rights
 from server.auth.cookie import Cookies
 from server.auth.credentials import Credentials, PresentedCookie, checked_token, presented
 from server.auth.rights import Accepted, Privilege
-from server.exports.model import Caller, Cell
+from server.cells import Cell
+from server.exports.model import Caller
 from server.refusals import Refusal, Refused
 
 # More than there may be watches, each of which is judged again before every message.

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from cellexport.program.unit_urls import UnitUrls
 from server.auth.cipher import Cipher, initial_vector, older_initial_vector
 from server.auth.credentials import PresentedCookie
-from server.exports.model import Cell
+from server.cells import Cell
 from server.refusals import Refusal, Refused
 
 _VOWELS = str.maketrans("aiueo", "#####")

@@ -8,7 +8,7 @@ from server.auth import Judge, jwt_access
 from server.auth.credentials import Credentials
 from server.auth.local import Content, LocalTokens
 from server.auth.rights import Privilege
-from server.exports.model import Cell
+from server.cells import Cell
 from server.refusals import Refused
 
 _LOCAL = {

@@ -18,7 +18,8 @@ from server.auth.cipher import decode_base64url
 from server.auth.credentials import Credentials
 from server.auth.issuers import Issuer
 from server.auth.rights import ALL, Accepted
-from server.exports.model import Caller, Cell
+from server.cells import Cell
+from server.exports.model import Caller
 from server.refusals import Refusal, Refused
 
 _TYPES = frozenset({"at+jwt", "application/at+jwt"})

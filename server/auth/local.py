@@ -12,7 +12,8 @@ from cellexport.program.unit_urls import UnitUrls
 from server.auth.cipher import Cipher, initial_vector, older_initial_vector
 from server.auth.credentials import Credentials
 from server.auth.rights import NONE, Accepted
-from server.exports.model import Caller, Cell
+from server.cells import Cell
+from server.exports.model import Caller
 from server.refusals import Refusal, Refused
 
 UNIT_USER = "AU~"

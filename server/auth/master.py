@@ -6,7 +6,8 @@ import hmac
 from cellexport.environment import Secret
 from server.auth.credentials import Credentials
 from server.auth.rights import ALL, NONE, Accepted
-from server.exports.model import Caller, Cell
+from server.cells import Cell
+from server.exports.model import Caller
 
 
 class MasterToken:

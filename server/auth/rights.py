@@ -4,7 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
-from server.exports.model import Caller, Cell
+from server.cells import Cell
+from server.exports.model import Caller
 from server.refusals import Refusal, Refused
 
 # In an access list: whoever was accepted at all.

@@ -1,14 +1,14 @@
 """Gives queued exports to exporters that wait for them."""
 
 import asyncio
-import hashlib
 import re
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from server.exports import transitions
-from server.exports.model import CellRecord, Export, LeaseProof, Trust
+from server.exports.lease import Claim, hash_held
+from server.exports.model import CellRecord, Trust
 from server.exports.repository import Repository
 from server.exports.store import QUEUE
 from server.refusals import Refusal, Refused
@@ -16,26 +16,6 @@ from server.refusals import Refusal, Refused
 _REQUEST_ID = re.compile(r"[a-zA-Z0-9_-]{16,64}", re.ASCII)
 # How often a waiting claim looks by itself, though the store tells it of exports that wait.
 _POLL_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """An export given to an exporter, and the secret of the lease, which is good in its holder's hands only."""
-
-    cell: str
-    export: Export
-    token: str = field(repr=False)
-    holder: str
-
-    @property
-    def proof(self) -> LeaseProof:
-        token_hash = hash_held(self.token, self.holder)
-        return LeaseProof(export_id=self.export.export_id, epoch=self.export.epoch, token_hash=token_hash)
-
-
-def hash_held(text: str, holder: str) -> str:
-    """What to compare with the record, which holds no token, no id of a claim and no holder, but hashes."""
-    return hashlib.sha256(f"{len(holder)}:{holder}{text}".encode("utf-8", "replace")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from server.exports.clock import now_ms
 from server.exports.lifecycle import ExportLifecycle
 from server.exports.model import CellRecord, Export, Phase, Progress, Trust, told
-from server.exports.repository import Repository, now_ms
+from server.exports.repository import Repository
 from server.exports.store_pulse import StorePulse
 from server.refusals import Refused
 

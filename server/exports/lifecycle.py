@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from server.exports import events, transitions
 from server.exports.events import Events
-from server.exports.model import Caller, CellRecord, Export, LeaseProof, Outcome, Phase, Progress, Reason, Result, Trust
+from server.exports.lease import LeaseProof
+from server.exports.model import Caller, CellRecord, Export, Outcome, Phase, Progress, Reason, Result, Trust
 from server.exports.repository import Repository
 from server.refusals import Refusal, Refused
 

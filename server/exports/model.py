@@ -1,7 +1,6 @@
 """What the server knows of a cell's export. Plain values; times are milliseconds since 1970, in UTC."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 
 
@@ -131,30 +130,8 @@ class CellRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """A cell as its access file describes it: the roles of each account, and the privileges of each role."""
-
-    name: str
-    owner: str = ""
-    accounts: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    acl: Mapping[str, frozenset[str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     """Who makes a call, as the event log names callers. The unit itself has neither."""
 
     schema: str | None = None
     subject: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseProof:
-    """What an exporter presents with each report: which lease it has, and what to restore the export from."""
-
-    export_id: str
-    epoch: int
-    token_hash: str
-    name: str = ""
-    request_key: str = ""
-    accepted_at: int = 0

@@ -1,20 +1,16 @@
 """Records, written step by step: from what was read to the next, only if nobody else has written meanwhile."""
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
+from server.exports.clock import now_ms
 from server.exports.model import CellRecord, Trust
 from server.exports.store import Store
 from server.refusals import Refusal, Refused
 
 Step = Callable[[CellRecord], CellRecord | None]
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class Repository:

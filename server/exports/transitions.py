@@ -7,7 +7,8 @@ import hmac
 import re
 from dataclasses import replace
 
-from server.exports.model import CellRecord, Export, LeaseProof, Outcome, Phase, Progress, Reason, Result, Trust
+from server.exports.lease import LeaseProof
+from server.exports.model import CellRecord, Export, Outcome, Phase, Progress, Reason, Result, Trust
 from server.refusals import Refusal, Refused
 
 SNAPSHOT_NAME = re.compile(r"[a-zA-Z0-9_-]{1,192}", re.ASCII)

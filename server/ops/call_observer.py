@@ -15,7 +15,7 @@ import grpc
 from cellexport.program import logs, tracing
 from cellexport.program.tracing import TRACESTATE, Span, Spans
 from server.rpc import call_context
-from server.rpc.abort import Context
+from server.rpc.call_context import Context
 
 if TYPE_CHECKING:
     from server.ops.call_metrics import CallMetrics, MethodMetrics

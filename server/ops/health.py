@@ -16,7 +16,7 @@ from grpc_health.v1.health_pb2_grpc import HealthServicer
 
 from server.exports.store_pulse import StorePulse
 from server.ops.public_streams import PublicStreams
-from server.rpc.abort import Context
+from server.rpc.call_context import Context
 
 SERVICE = Default().FindServiceByName("grpc.health.v1.Health")
 

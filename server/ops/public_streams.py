@@ -8,7 +8,8 @@ import grpc
 
 from cellexport import request_key
 from server.refusals import Refusal, Refused
-from server.rpc.abort import Context, abort
+from server.rpc.abort import abort
+from server.rpc.call_context import Context
 
 
 class PublicStreams:

@@ -3,17 +3,16 @@
 import logging
 import random
 import secrets
-from typing import Any, Never
+from typing import Never
 
 import grpc
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from cellexport import request_key
-from cellexport.client import DOMAIN
+from cellexport.metadata import DOMAIN
 from server.refusals import RETRY_SECONDS, Refusal, Refused
-
-Context = grpc.aio.ServicerContext[Any, Any]
+from server.rpc.call_context import Context
 
 _log = logging.getLogger(__name__)
 

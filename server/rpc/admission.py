@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cellexport import request_key
-from cellexport.client import AUTHORIZATION, COOKIE, COOKIE_PEER, UNIT_USER
+from cellexport.metadata import AUTHORIZATION, COOKIE, COOKIE_PEER, UNIT_USER
 from server.auth import Identity, Judge
 from server.auth.credentials import Credentials
 from server.auth.rights import Privilege
-from server.cells import CellDirectory
-from server.exports.model import Cell
+from server.cells import Cell, CellDirectory
 from server.refusals import Refusal, Refused
 
 

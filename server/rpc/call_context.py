@@ -8,7 +8,8 @@ import grpc
 from cellexport import request_key
 from cellexport.program import tracing
 from cellexport.program.tracing import TRACEPARENT
-from server.rpc.abort import Context
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 # A caller takes its call back when the deadline passes, and we may hear that a little before ours has.
 _DEADLINE_SECONDS = 0.05

@@ -8,9 +8,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
@@ -20,13 +19,12 @@ from google.protobuf.message_factory import GetMessageClass
 
 from cellexport import request_key
 from server.auth.credentials import Credentials
-from server.auth.rights import Privilege
 from server.refusals import Refusal, Refused
 from server.rpc import abort, call_context
-from server.rpc.abort import Context
 from server.rpc.admission import Admission, Call, presented_in
+from server.rpc.call_context import Context
 from server.rpc.in_flight import CallsInFlight
-from server.rpc.stream_limit import StreamLimit
+from server.rpc.methods import BatchMethod, GuardedMethod, StreamMethod, UnaryMethod
 
 # How many cells of one call are looked at at a time.
 _AT_A_TIME = 25
@@ -36,45 +34,6 @@ _BATCHES_AT_A_TIME = 2
 _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class UnaryMethod:
-    """A method, the privilege that it needs, and how long it may take at the most, whatever the caller allows.
-
-    A long one ends with its caller's token. A short one doesn't: what it has done must not be told as refused.
-    """
-
-    privilege: Privilege
-    method: Callable[[Any, Call], Awaitable[Message]]
-    most_seconds: float = 10.0
-    ends_with_token: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class BatchMethod:
-    """A method about many cells, called for each of them. The privilege is needed on each, and each fails alone.
-
-    `answer` makes one message of the cells and what became of each.
-    """
-
-    privilege: Privilege
-    method: Callable[[str, Call], Awaitable[Message]]
-    answer: Callable[[Sequence[tuple[str, Any | Refused]]], Message]
-    most_cells: int
-    most_seconds: float = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class StreamMethod:
-    """A method whose answers are many. It ends with its caller's token, and each answer needs the privilege anew."""
-
-    privilege: Privilege
-    method: Callable[[Any, Call], AsyncGenerator[Message, None]]
-    limit: StreamLimit
-
-
-GuardedMethod = UnaryMethod | BatchMethod | StreamMethod
 
 
 class Guard:

@@ -3,7 +3,7 @@
 import asyncio
 
 from server.rpc import call_context
-from server.rpc.abort import Context
+from server.rpc.call_context import Context
 
 
 class CallsInFlight:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from cellexport.v1 import cell_export_pb2, exporter_pb2
-from server.exports.claims import Claim, hash_held
-from server.exports.model import Cell, CellRecord, Export, LeaseProof, Outcome, Progress, Reason, Result
+from server.cells import Cell
+from server.exports.lease import Claim, LeaseProof, hash_held
+from server.exports.model import CellRecord, Export, Outcome, Progress, Reason, Result
 from server.exports.watches import WatchUpdate
 from server.refusals import Refused
 

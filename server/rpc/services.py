@@ -7,18 +7,18 @@ from contextlib import aclosing
 from cellexport.v1 import cell_export_pb2 as status_pb2
 from cellexport.v1 import exporter_pb2
 from server.auth.rights import Privilege
-from server.cells import CellDirectory
+from server.cells import Cell, CellDirectory
 from server.exports import events
 from server.exports.claims import Claims
+from server.exports.clock import now_ms
 from server.exports.events import Events
 from server.exports.lifecycle import ExportLifecycle
-from server.exports.model import Cell, CellRecord, Reason, Result, told
-from server.exports.repository import now_ms
+from server.exports.model import CellRecord, Reason, Result, told
 from server.exports.watches import Watches
 from server.refusals import Refusal, Refused
 from server.rpc import messages
 from server.rpc.admission import Call
-from server.rpc.guard import BatchMethod, GuardedMethod, StreamMethod, UnaryMethod
+from server.rpc.methods import BatchMethod, GuardedMethod, StreamMethod, UnaryMethod
 from server.rpc.stream_limit import StreamLimit
 
 _LONGEST_WAIT_SECONDS = 30.0

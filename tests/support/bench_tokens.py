@@ -14,11 +14,11 @@ from pathlib import Path
 from cellexport.environment import Environment
 from cellexport.program.unit_urls import UnitUrls
 from server.auth.credentials import Credentials
+from server.auth.opening import build_judge
 from server.auth.rights import Privilege
+from server.auth.settings import TokenSettings
 from server.cells import CellDirectory
 from server.refusals import Refused
-from server.settings import TokenSettings
-from server.wiring import build_judge
 from tokens import (
     ACCESS_FILE,
     CELL_URL,

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cellexport.environment import Environment
+from cellexport.program import variables
 
 # What a caller sent is cut to this in the log.
 CLIENT_TEXT_LIMIT = 200
@@ -48,7 +49,7 @@ def configure(environment: Environment, *, terminal: bool) -> dict[str, Any]:
     }
     logging.config.dictConfig(config)
     capture()
-    for name in environment.unknown():
+    for name in variables.unknown(environment.names()):
         _log.warning("a setting that nobody reads: is its name right?", extra={"setting": name})
     return config
 

@@ -1,0 +1,33 @@
+"""The settings of tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellexport.environment import Environment, Secret
+from server.auth.issuers import SETTING, Issuer, read_issuers
+
+_AES_KEYS = (16, 24, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSettings:
+    """Which tokens there are: the kinds that are None, or have no issuer, are off."""
+
+    master_token: Secret | None
+    unit_secret: Secret | None
+    issuers: Mapping[str, Issuer]
+
+    @classmethod
+    def read(cls, environment: Environment) -> "TokenSettings":
+        """Read what tells good tokens from bad ones. Raises `SettingError` for a bad value."""
+        issuers = environment.text(SETTING, "")
+        return cls(
+            master_token=environment.secret("CELLEXPORT_MASTER_TOKEN"),
+            unit_secret=environment.key("CELLEXPORT_UNIT_SECRET", _AES_KEYS),
+            issuers=read_issuers(Path(issuers).absolute()) if issuers else {},
+        )
+
+    def any(self) -> bool:
+        """Whether there is any token that is not refused."""
+        return bool(self.master_token or self.unit_secret or self.issuers)
