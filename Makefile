@@ -26,7 +26,7 @@ help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run ## start server, exporter and gateway on a demo unit, and print what to paste
-	@$(BIN)/python -m server.demo
+	@$(BIN)/python examples/demo/run.py
 
 test: $(VENV)/.dev ## run every test, but for the faults that take long
 	$(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile

@@ -25,7 +25,11 @@ def demo(directory: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[b
     output = directory / f"output-{time.monotonic_ns()}"
     with output.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "server.demo"], cwd=directory, env=inherited | variables, stdout=file, stderr=file
+            [sys.executable, str(ROOT / "examples/demo/run.py")],
+            cwd=directory,
+            env=inherited | variables,
+            stdout=file,
+            stderr=file,
         )
     try:
         yield process, output
