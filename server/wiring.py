@@ -86,7 +86,7 @@ async def serving(
             on_end=metrics and metrics.count_end,
         )
         calls = CallsInFlight()
-        guard = Guard(Admission(judge=build_judge(settings.tokens, settings.urls, clock), cells=cells), calls)
+        guard = Guard(Admission(judge=build_judge(settings.tokens, settings.urls, clock), cells=cells), calls, clock)
         pulse = StorePulse()
         expiry = Expiry(
             records=records,

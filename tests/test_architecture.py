@@ -1,10 +1,11 @@
-"""Which part knows which, and that no method is without a rule."""
+"""The walls between the rooms: which folder may import which. A new file in a room is checked like the old ones."""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from unit import ROOT
 
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from cellexport.v1.error_reason_pb2 import ErrorReason
@@ -14,10 +15,27 @@ from server.refusals import Refusal
 from server.rpc.admission import Admission
 from server.rpc.guard import Guard
 from server.rpc.in_flight import CallsInFlight
-from unit import ROOT
+from server.rpc.refusal_table import STATUS
+
+PROGRAMS = {"server", "gateway"}
+# The generated contract and the libraries that speak it, or another protocol, or SQL.
+WIRE = {"grpc", "google", "cellexport.v1", "cellexport.store", "sqlite3", "redis", "flask", "prometheus_client"}
+
+# Each room, and the packages of this project that it may import besides itself. A package allows everything below it.
+ROOMS = {
+    "proto/cellexport": {"cellexport"},
+    "gateway": {"cellexport"},
+    "server/exporter": {"cellexport"},
+    "server/exports": {"cellexport.request_key", "server.refusals"},
+    "server/auth": {"cellexport", "server.exports.model", "server.cells", "server.refusals"},
+    "server/stores": {"cellexport", "server.exports", "server.refusals", "server.tasks"},
+    "server/rpc": {"cellexport", "server.exports", "server.auth", "server.cells", "server.refusals"},
+    "server/ops": {"cellexport", "server.exports", "server.rpc", "server.refusals", "server.tasks"},
+}
 
 
 def imports(path: Path) -> Iterator[str]:
+    """Yield the full name of each module or name that a file imports, lazy imports included."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -26,51 +44,74 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def imported_below(directory: str) -> set[str]:
-    return {name for path in (ROOT / directory).rglob("*.py") for name in imports(path)}
+def inside(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def inside(names: set[str], package: str) -> set[str]:
-    return {name for name in names if name == package or name.startswith(f"{package}.")}
+def trespasses(folder: str, root: Path) -> list[str]:
+    """Return each import of a room that its wall forbids, as `file: name`."""
+    room = folder.removeprefix("proto/").replace("/", ".")
+    allowed = ROOMS[folder] | {room}
+    return [
+        f"{path.relative_to(root)}: {name}"
+        for path in sorted((root / folder).rglob("*.py"))
+        for name in imports(path)
+        if (inside(name, {*PROGRAMS, "cellexport", "tests"}) and not inside(name, allowed))
+        or (folder == "server/exports" and inside(name, WIRE))
+    ]
 
 
-def test_the_gateway_knows_nothing_of_the_server() -> None:
-    assert not inside(imported_below("gateway"), "server")
+@pytest.mark.parametrize("folder", ROOMS)
+def test_a_room_imports_only_what_its_wall_allows(folder: str) -> None:
+    assert (ROOT / folder).is_dir()
+    assert trespasses(folder, ROOT) == []
 
 
-def test_the_exporter_knows_nothing_of_the_server_but_itself() -> None:
-    names = imported_below("server/exporter")
-    assert inside(names, "server") == inside(names, "server.exporter")
-    assert not inside(names, "gateway")
+@pytest.mark.parametrize(
+    ("folder", "line"),
+    [
+        ("server/exports", "import grpc"),
+        ("server/exports", "from google.protobuf import message"),
+        ("server/exports", "def f() -> None:\n    import sqlite3"),
+        ("server/exports", "from cellexport.v1 import cell_export_pb2"),
+        ("server/exports", "from server.rpc import abort"),
+        ("server/exports", "from server import cells"),
+        ("server/stores", "from server.rpc.guard import Guard"),
+        ("server/auth", "from server.exports.lifecycle import ExportLifecycle"),
+        ("server/rpc", "from server.stores.sqlite.store import SqliteStore"),
+        ("server/rpc", "from server.ops import health"),
+        ("server/ops", "from server.auth import Judge"),
+        ("server/exporter", "from server.exports.model import Reason"),
+        ("gateway", "from server.refusals import Refusal"),
+        ("proto/cellexport", "import server"),
+    ],
+)
+def test_a_forbidden_import_in_a_new_file_is_found(folder: str, line: str, tmp_path: Path) -> None:
+    new = tmp_path / folder / "below" / "new.py"
+    new.parent.mkdir(parents=True)
+    new.write_text(f"{line}\n")
+    assert len(trespasses(folder, tmp_path)) == 1
 
 
-def test_the_server_knows_nothing_of_the_gateway() -> None:
-    assert not inside(imported_below("server"), "gateway")
+def test_every_folder_of_the_server_is_a_room() -> None:
+    folders = {f"server/{path.parent.name}" for path in (ROOT / "server").glob("*/__init__.py")}
+    assert folders == {room for room in ROOMS if room.startswith("server/")}
 
 
-def test_what_is_shared_knows_nothing_of_the_programs() -> None:
-    names = imported_below("proto/cellexport")
-    assert not inside(names, "server") | inside(names, "gateway")
+def test_callers_need_nothing_that_only_the_programs_share() -> None:
+    for path in (ROOT / "proto/cellexport").glob("*.py"):
+        assert not {name for name in imports(path) if inside(name, {"cellexport.program", "cellexport.store"})}, path
 
 
-def test_the_rules_know_neither_messages_nor_sql() -> None:
-    for module in ("registry", "claims", "records", "steps", "model", "leases", "events", "watches"):
-        names = set(imports(ROOT / "server" / f"{module}.py"))
-        assert (
-            not inside(names, "cellexport")
-            | inside(names, "sqlite3")
-            | inside(names, "redis")
-            | inside(names, "google")
-        )
-        assert not {name for name in names if name.startswith("server.stores.")} - {
-            "server.stores.Store",
-            "server.stores.QUEUE",
-        }
+def test_only_the_composition_root_and_the_commands_know_every_room() -> None:
+    for path in (ROOT / "server").glob("*.py"):
+        if path.stem not in {"__main__", "wiring", "settings", "token_command"}:
+            assert not {name for name in imports(path) if inside(name, {f"server.{room[7:]}" for room in ROOMS})}, path
 
 
 def test_a_method_without_a_privilege_keeps_the_server_from_starting() -> None:
     judge = Judge([], cookies=None, clock=int)
-    guard = Guard(Admission(judge=judge, cells=CellDirectory(Path("nowhere"))), CallsInFlight())
+    guard = Guard(Admission(judge=judge, cells=CellDirectory(Path("nowhere"))), CallsInFlight(), int)
     for file, name in ((cell_export_pb2, "CellExportService"), (exporter_pb2, "ExporterService")):
         service = file.DESCRIPTOR.services_by_name[name]
         with pytest.raises(ValueError, match="each method needs a privilege"):
@@ -79,3 +120,7 @@ def test_a_method_without_a_privilege_keeps_the_server_from_starting() -> None:
 
 def test_every_refusal_is_a_reason_of_the_contract_and_the_other_way_round() -> None:
     assert {refusal.name for refusal in Refusal} == set(ErrorReason.keys()) - {"ERROR_REASON_UNSPECIFIED"}
+
+
+def test_every_refusal_has_a_status() -> None:
+    assert STATUS.keys() == set(Refusal)

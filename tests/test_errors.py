@@ -247,7 +247,7 @@ async def hang(request: Message, call: Call) -> Message:
 async def broken_server(cells: Path, rule: UnaryMethod) -> AsyncIterator[int]:
     """A server whose methods are broken, behind the real guard."""
     judge = Judge([MasterToken(Secret(TOKEN))], cookies=None, clock=now_ms)
-    guard = Guard(Admission(judge=judge, cells=CellDirectory(cells)), CallsInFlight())
+    guard = Guard(Admission(judge=judge, cells=CellDirectory(cells)), CallsInFlight(), now_ms)
     service = cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"]
     rules = {method.name: rule for method in service.methods}
     server = grpc.aio.server()

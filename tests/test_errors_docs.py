@@ -4,6 +4,7 @@ import re
 
 from gateway import errors as rest
 from server.refusals import Refusal
+from server.rpc.refusal_table import STATUS
 from unit import ROOT
 
 TEXT = (ROOT / "docs" / "errors.md").read_text()
@@ -12,7 +13,7 @@ TEXT = (ROOT / "docs" / "errors.md").read_text()
 def test_every_reason_is_in_the_table_with_its_status_code_and_whether_to_retry() -> None:
     told = re.findall(r"^\| `(\w+)` \| (\w+) \| (\S+) \| (\w*) ?\|", TEXT, re.MULTILINE)
     assert told == [
-        (reason.name, reason.value.status.name, reason.value.personium_code, "yes" if reason.value.retry else "")
+        (reason.name, STATUS[reason].name, reason.value.personium_code, "yes" if reason.value.retry else "")
         for reason in Refusal
     ]
 

@@ -8,7 +8,6 @@ A new kind of token is a new `TokenKind` in `wiring`. What was accepted is remem
 token again costs neither decryption nor signature; its end and the cell's access file are looked at every time.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,10 @@ class Identity:
     holder: str
     expires_at: int | None
     for_unit: bool
+
+    def remaining_seconds(self, now: int) -> float | None:
+        """Return how long the token stays valid after `now` (milliseconds since 1970), or None if it never expires."""
+        return None if self.expires_at is None else max(0.0, (self.expires_at + 1 - now) / 1000)
 
 
 class TokenKind(Protocol):
@@ -83,10 +86,6 @@ class Judge:
         accepted = self._accept(credentials, cell)
         rights.require(needed, accepted, cell)
         return Identity(accepted.caller, accepted.holder, accepted.expires_at, accepted.for_unit)
-
-    def remaining_seconds(self, identity: Identity) -> float:
-        """For how long the caller's token is still good."""
-        return math.inf if identity.expires_at is None else max(0.0, (identity.expires_at + 1 - self._clock()) / 1000)
 
     def _accept(self, credentials: Credentials, cell: Cell | None) -> Accepted:
         now = self._clock()

@@ -1,4 +1,4 @@
-"""How a call ends that was refused: a row of `errors` as status, ErrorInfo and RetryInfo, and a line in the log."""
+"""The end of a refused call: its status with ErrorInfo and RetryInfo on the wire, and its line in the log."""
 
 import logging
 import random
@@ -11,55 +11,57 @@ from google.rpc import error_details_pb2, status_pb2
 
 from cellexport import request_key
 from cellexport.metadata import DOMAIN
-from server.refusals import RETRY_SECONDS, Refusal, Refused
+from server.refusals import Refusal, Refused
 from server.rpc.call_context import Context
+from server.rpc.refusal_table import RETRY_SECONDS, STATUS
+
+# Refusals for which the caller is to blame.
+_CALLERS_FAULT = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 
 _log = logging.getLogger(__name__)
 
 
-def logged(error: Exception, *, method: str, cell: str, key: str) -> Refused:
-    """Log what has ended a call, or one of the many that a call is about, and return it as its caller may know it."""
-    refused = error if isinstance(error, Refused) else _unexpected(error, key)
-    _log_refusal(refused, {"method": method, "cell": cell, "request_key": key})
-    return refused
-
-
-def _unexpected(error: Exception, key: str) -> Refused:
-    """What callers get to know of any other exception: an id that is found in the log."""
+def to_refused(error: Exception, key: str) -> Refused:
+    """Return the error as a refusal. An unexpected one becomes UNEXPECTED with an id, and is logged under that id."""
+    if isinstance(error, Refused):
+        return error
     error_id = secrets.token_hex(8)
     _log.error("unexpected error", exc_info=error, extra={"error_id": error_id, "request_key": key})
     return Refused(Refusal.UNEXPECTED, error_id=error_id)
 
 
-def _log_refusal(error: Refused, call: dict[str, str]) -> None:
-    fields = {"reason": error.refusal.reason} | call | ({"note": error.note} if error.note else {})
-    row = error.refusal.value
-    # What a caller did wrong is nothing that an operator has to mend; a store that is away is told once, elsewhere.
-    minor = row.retry or row.status in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-    _log.log(logging.ERROR if error.note and not minor else logging.INFO, "refused", extra=fields)
+def log_refusal(refused: Refused, *, method: str, cell: str, key: str) -> None:
+    """Log a refused call, or one refused entry of a batch."""
+    fields = {"reason": refused.refusal.name, "method": method, "cell": cell, "request_key": key}
+    if refused.note:
+        fields["note"] = refused.note
+    # Only a note that asks an operator to act is an error. An unavailable store is logged once, by `exports.expiry`.
+    minor = refused.refusal.value.retry or STATUS[refused.refusal] in _CALLERS_FAULT
+    _log.log(logging.ERROR if refused.note and not minor else logging.INFO, "refused", extra=fields)
 
 
-async def abort(context: Context, error: Refused, key: str) -> Never:
-    row = error.refusal.value
-    status = _status(error)
+async def abort(context: Context, refused: Refused, key: str) -> Never:
+    """End the call with the refusal's status, text and details."""
     trailing = (
         (request_key.METADATA, key),
-        ("grpc-status-details-bin", status.SerializeToString()),
-        # What we say ourselves is the last word: a channel that tried again by itself would lose the reason, and use up
-        # the caller's time where a store is away.
+        ("grpc-status-details-bin", _status(refused).SerializeToString()),
+        # Stop the channel's own retries: they would lose the reason, and use up the caller's time while a store is
+        # unavailable.
         ("grpc-retry-pushback-ms", "-1"),
     )
-    await context.abort(row.status, error.text, trailing)
+    await context.abort(STATUS[refused.refusal], refused.text, trailing)
 
 
-def _status(error: Refused) -> status_pb2.Status:
-    row = error.refusal.value
-    status = status_pb2.Status(code=row.status.value[0], message=error.text)
-    details = {"personium_code": row.personium_code, **error.details}
-    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.refusal.reason, domain=DOMAIN, metadata=details))
-    if row.retry:
-        # Of many callers who are refused at once, not all are to be back at once.
-        milliseconds = random.randint(RETRY_SECONDS * 1000, 2 * RETRY_SECONDS * 1000)  # noqa: S311 - guards nothing
+def _status(refused: Refused) -> status_pb2.Status:
+    spec = refused.refusal.value
+    code: int = STATUS[refused.refusal].value[0]
+    status = status_pb2.Status(code=code, message=refused.text)
+    details = {"personium_code": spec.personium_code, **refused.details}
+    info = error_details_pb2.ErrorInfo(reason=refused.refusal.name, domain=DOMAIN, metadata=details)
+    status.details.add().Pack(info)
+    if spec.retry:
+        # Spread the retries of many callers who are refused at once.
+        milliseconds = random.randint(RETRY_SECONDS * 1000, 2 * RETRY_SECONDS * 1000)  # noqa: S311 - not a secret
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(milliseconds)
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))

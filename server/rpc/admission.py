@@ -1,4 +1,4 @@
-"""Who gets in: request key, cell, authentication and authorisation, in the contract's order."""
+"""Admission of calls: request key, cell, authentication and authorisation, in the contract's order."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,39 +14,46 @@ from server.refusals import Refusal, Refused
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a method gets to know of its call besides the message."""
+    """A call's request key and caller, for the method that serves it."""
 
     request_key: str
     identity: Identity
 
 
 class Admission:
+    """The check that every call passes before its method runs.
+
+    Args:
+        judge: authenticates and authorises the caller.
+        cells: finds the cell that the call names.
+    """
+
     def __init__(self, *, judge: Judge, cells: CellDirectory) -> None:
         self._judge = judge
         self._cells = cells
 
     def admit(self, cell: str | None, credentials: Credentials, privilege: Privilege) -> Identity:
-        """Who the caller is, if it may do on that cell, or on the unit, what needs that privilege.
+        """Return the caller, if it holds the privilege on the cell.
+
+        Args:
+            cell: the cell's name, or None for a call about the whole unit.
 
         Raises:
             Refused: CELL_NOT_FOUND, DATA_DAMAGED, and what `Judge.judge` raises.
         """
-        return self._judge.judge(credentials, None if cell is None else self._cell(cell, privilege), privilege)
+        found = None if cell is None else self._find(cell, privilege)
+        return self._judge.judge(credentials, found, privilege)
 
-    def remaining_seconds(self, identity: Identity) -> float:
-        """For how long the caller's token is still good."""
-        return self._judge.remaining_seconds(identity)
-
-    def _cell(self, name: str, privilege: Privilege) -> Cell:
+    def _find(self, name: str, privilege: Privilege) -> Cell:
         if privilege is Privilege.EXPORT_REPORT:
-            # An export under way goes on, and ends, whatever becomes of its cell's access file meanwhile.
+            # A running export must be able to report and end although its cell's access file was damaged or removed.
             self._cells.require_name(name)
             return Cell(name=name)
         return self._cells.find(name)
 
 
 def presented_in(metadata: Any) -> tuple[str, Credentials]:
-    """The call's request key, or a new one, and its credentials. Raises `Refused` with REQUEST_KEY_INVALID."""
+    """Return the call's request key, or a new one, and its credentials. Raise `Refused` with REQUEST_KEY_INVALID."""
     return _key(metadata), _credentials(metadata)
 
 
@@ -65,11 +72,11 @@ def _credentials(metadata: Any) -> Credentials:
         authorization=",".join(authorization) if authorization else None,
         cookies=_values(metadata, COOKIE),
         peers=_values(metadata, COOKIE_PEER),
-        # As an HTTP server joins header lines.
+        # Joined as an HTTP server joins repeated header lines.
         unit_user=",".join(_values(metadata, UNIT_USER)),
     )
 
 
 def _values(metadata: Any, name: str) -> tuple[str, ...]:
-    # What is no text is there all the same: malformed, not absent.
+    # Binary values count as malformed, not as absent.
     return tuple(value if isinstance(value, str) else "?" for key, value in metadata if key == name)

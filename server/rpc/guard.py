@@ -1,15 +1,15 @@
-"""What stands around every method: request key, cell, privilege on the way in; errors on the way out.
+"""The guard around every method: it admits the call, bounds its time, and turns every error into a refusal.
 
-The order is that of the contract: request key, cell, authentication, authorisation, and only then the method. A method
-that names no privilege, or is named by none, keeps the server from starting.
+The order is the contract's: request key, cell, authentication, authorisation, then the method. A method without a
+privilege keeps the server from starting.
 """
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
@@ -18,17 +18,20 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from cellexport import request_key
+from server.auth import Identity
 from server.auth.credentials import Credentials
+from server.exports.clock import Clock
 from server.refusals import Refusal, Refused
-from server.rpc import abort, call_context
+from server.rpc import call_context
+from server.rpc.abort import abort, log_refusal, to_refused
 from server.rpc.admission import Admission, Call, presented_in
 from server.rpc.call_context import Context
 from server.rpc.in_flight import CallsInFlight
 from server.rpc.methods import BatchMethod, GuardedMethod, StreamMethod, UnaryMethod
 
-# How many cells of one call are looked at at a time.
-_AT_A_TIME = 25
-# How many such calls are answered at a time: a thousand at once would leave no other call its turn.
+# How many cells of one batch are read at a time.
+_CELLS_AT_A_TIME = 25
+# How many batches are answered at a time: a thousand at once would starve all other calls.
 _BATCHES_AT_A_TIME = 2
 
 _T = TypeVar("_T")
@@ -36,20 +39,38 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
-class Guard:
-    """Wraps methods. Every error that leaves it is a row of `errors`, in the form that `failures` gives it."""
+@dataclass(frozen=True, slots=True)
+class _Incoming:
+    """A call as it arrived: not yet admitted."""
 
-    def __init__(self, admission: Admission, calls: CallsInFlight) -> None:
+    method: str
+    request: Any
+    credentials: Credentials
+    key: str
+    context: Context
+
+
+class Guard:
+    """Wraps methods. Every error that leaves it is a `Refusal`, sent by `abort`.
+
+    Args:
+        admission: decides whether a call may run.
+        calls: counts the calls being served.
+        clock: milliseconds since 1970, to know when a caller's token expires.
+    """
+
+    def __init__(self, admission: Admission, calls: CallsInFlight, clock: Clock) -> None:
         self._admission = admission
         self._calls = calls
-        self._undecodable_at = float("-inf")
+        self._clock = clock
+        self._undecodable_logged_at = float("-inf")
         self._batches = asyncio.Semaphore(_BATCHES_AT_A_TIME)
 
     def handlers(self, service: ServiceDescriptor, methods: Mapping[str, GuardedMethod]) -> grpc.GenericRpcHandler:
-        """The service for grpc to serve.
+        """Return the service with its guarded methods, for grpc to serve.
 
         Raises:
-            ValueError: if a method of the service has no spec, or a spec has no method.
+            ValueError: if a method of the service is missing in `methods`, or `methods` has one more.
         """
         declared = {method.name for method in service.methods}
         if declared != methods.keys():
@@ -59,16 +80,16 @@ class Guard:
             service.full_name, {method.name: self._handler(method, methods[method.name]) for method in service.methods}
         )
 
-    def _handler(self, method: MethodDescriptor, spec: GuardedMethod) -> "grpc.RpcMethodHandler[Any, Any]":
-        streams = isinstance(spec, StreamMethod)
+    def _handler(self, descriptor: MethodDescriptor, method: GuardedMethod) -> "grpc.RpcMethodHandler[Any, Any]":
+        streams = isinstance(method, StreamMethod)
         make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
         return make(
-            self._guarded(method.name, spec),
-            request_deserializer=_deserializer(GetMessageClass(method.input_type)),
-            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            self._guarded(descriptor.name, method),
+            request_deserializer=_deserializer(GetMessageClass(descriptor.input_type)),
+            response_serializer=GetMessageClass(descriptor.output_type).SerializeToString,
         )
 
-    def _guarded(self, name: str, spec: GuardedMethod) -> Callable[[Any, Context], Awaitable[Message | None]]:
+    def _guarded(self, name: str, method: GuardedMethod) -> Callable[[Any, Context], Awaitable[Message | None]]:
         async def guarded(request: Any, context: Context) -> Message | None:
             self._calls.add(context)
             if request is None:
@@ -78,83 +99,86 @@ class Guard:
             try:
                 key, credentials = presented_in(context.invocation_metadata() or ())
                 context.set_trailing_metadata(((request_key.METADATA, key),))
-                match spec:
-                    case UnaryMethod():
-                        return await self._once(spec, request, credentials, key, context)
-                    case BatchMethod():
-                        return await self._each(spec, name, request, credentials, key, context)
-                    case StreamMethod():
-                        await self._stream(spec, request, credentials, key, context)
-                        return None
+                return await self._serve(method, _Incoming(name, request, credentials, key, context))
             except Exception as exception:
                 error = exception
             key = key or request_key.generate()
-            refused = abort.logged(error, method=name, cell=getattr(request, "cell", ""), key=key)
-            return await abort.abort(context, refused, key)
+            return await abort(context, _refuse(error, name, getattr(request, "cell", ""), key), key)
 
         return guarded
 
-    async def _once(
-        self, spec: UnaryMethod, request: Any, credentials: Credentials, key: str, context: Context
-    ) -> Message:
-        identity = self._admission.admit(getattr(request, "cell", None), credentials, spec.privilege)
-        _require_time(context)
-        remaining = self._admission.remaining_seconds(identity) if spec.ends_with_token else math.inf
-        return await _within(spec.most_seconds, remaining, spec.method(request, Call(key, identity)))
+    async def _serve(self, method: GuardedMethod, incoming: _Incoming) -> Message | None:
+        match method:
+            case UnaryMethod():
+                return await self._unary(method, incoming)
+            case BatchMethod():
+                return await self._batch(method, incoming)
+            case StreamMethod():
+                await self._stream(method, incoming)
+                return None
 
-    async def _each(
-        self, spec: BatchMethod, name: str, request: Any, credentials: Credentials, key: str, context: Context
-    ) -> Message:
-        cells = request.cells
-        if len(cells) > spec.most_cells:
+    async def _unary(self, method: UnaryMethod, incoming: _Incoming) -> Message:
+        request = incoming.request
+        identity = self._admission.admit(getattr(request, "cell", None), incoming.credentials, method.privilege)
+        _require_time(incoming.context)
+        answer = method.method(request, Call(incoming.key, identity))
+        token_seconds = self._token_seconds(identity) if method.ends_with_token else None
+        return await _within(answer, seconds=method.most_seconds, token_seconds=token_seconds)
+
+    async def _batch(self, method: BatchMethod, incoming: _Incoming) -> Message:
+        cells = incoming.request.cells
+        if len(cells) > method.most_cells:
             raise Refused(Refusal.BATCH_TOO_LARGE)
-        _require_time(context)
+        _require_time(incoming.context)
 
-        async def one(cell: str) -> tuple[str, Message | Refused]:
+        async def entry(cell: str) -> tuple[str, Message | Refused]:
             try:
-                identity = self._admission.admit(cell, credentials, spec.privilege)
-                return cell, await spec.method(cell, Call(key, identity))
-            except Exception as exception:
-                return cell, abort.logged(exception, method=name, cell=cell, key=key)
+                identity = self._admission.admit(cell, incoming.credentials, method.privilege)
+                return cell, await method.method(cell, Call(incoming.key, identity))
+            except Exception as error:
+                return cell, _refuse(error, incoming.method, cell, incoming.key)
 
-        async def all_of_them() -> Message:
+        async def answer() -> Message:
             entries: list[tuple[str, Message | Refused]] = []
             async with self._batches:
-                for start in range(0, len(cells), _AT_A_TIME):
-                    entries += await asyncio.gather(*map(one, cells[start : start + _AT_A_TIME]))
-                return spec.answer(entries)
+                for start in range(0, len(cells), _CELLS_AT_A_TIME):
+                    entries += await asyncio.gather(*map(entry, cells[start : start + _CELLS_AT_A_TIME]))
+                return method.answer(entries)
 
-        return await _within(spec.most_seconds, math.inf, all_of_them())
+        return await _within(answer(), seconds=method.most_seconds)
 
-    async def _stream(
-        self, spec: StreamMethod, request: Any, credentials: Credentials, key: str, context: Context
-    ) -> None:
-        with spec.limit.room():
-            identity = self._admission.admit(request.cell, credentials, spec.privilege)
-            with spec.limit.room_for(identity):
-                remaining = self._admission.remaining_seconds(identity)
-                sending = self._send(spec, request, credentials, Call(key, identity), context)
-                await _within(math.inf, remaining, sending)
+    async def _stream(self, method: StreamMethod, incoming: _Incoming) -> None:
+        with method.limit.room():
+            identity = self._admission.admit(incoming.request.cell, incoming.credentials, method.privilege)
+            with method.limit.room_for(identity):
+                await _within(self._send(method, incoming, identity), token_seconds=self._token_seconds(identity))
 
-    async def _send(
-        self, spec: StreamMethod, request: Any, credentials: Credentials, call: Call, context: Context
-    ) -> None:
-        async with aclosing(spec.method(request, call)) as answers:
+    async def _send(self, method: StreamMethod, incoming: _Incoming, identity: Identity) -> None:
+        async with aclosing(method.method(incoming.request, Call(incoming.key, identity))) as answers:
             async for answer in answers:
-                # Rights may have been taken away since the last, and the cell with them.
-                self._admission.admit(request.cell, credentials, spec.privilege)
-                await context.write(answer)
+                # The caller's rights, or the cell itself, may have been removed since the last message.
+                self._admission.admit(incoming.request.cell, incoming.credentials, method.privilege)
+                await incoming.context.write(answer)
+
+    def _token_seconds(self, identity: Identity) -> float | None:
+        return identity.remaining_seconds(self._clock())
 
     def _log_undecodable(self, name: str) -> None:
-        """At most once a second: such messages come in floods."""
+        """Log at most once a second: such messages come in floods."""
         now = time.monotonic()
-        if now - self._undecodable_at >= 1:
-            self._undecodable_at = now
+        if now - self._undecodable_logged_at >= 1:
+            self._undecodable_logged_at = now
             _log.info("refused", extra={"reason": "undecodable message", "method": name})
 
 
+def _refuse(error: Exception, method: str, cell: str, key: str) -> Refused:
+    refused = to_refused(error, key)
+    log_refusal(refused, method=method, cell=cell, key=key)
+    return refused
+
+
 def _deserializer(message: type[Message]) -> Callable[[bytes], Message | None]:
-    """Bytes that are no such message become None: what grpc says of them by itself shows our insides."""
+    """Return a parser that yields None for malformed bytes, because grpc's own error shows a stack trace."""
 
     def deserialize(data: bytes) -> Message | None:
         try:
@@ -166,20 +190,23 @@ def _deserializer(message: type[Message]) -> Callable[[bytes], Message | None]:
 
 
 def _require_time(context: Context) -> None:
-    """What nobody waits for any more must not be done."""
+    """Refuse work whose caller has stopped waiting."""
     if call_context.is_late(context):
         raise Refused(Refusal.DEADLINE_PASSED)
 
 
-async def _within(most_seconds: float, token_seconds: float, answer: Awaitable[_T]) -> _T:
-    """What comes of it, within the time that it may take, and as long as the caller's token is good."""
-    seconds = min(most_seconds, token_seconds)
-    if seconds == math.inf:
+async def _within(answer: Awaitable[_T], *, seconds: float | None = None, token_seconds: float | None = None) -> _T:
+    """Return the answer, unless it takes longer than `seconds` or than the caller's token stays valid.
+
+    None means no limit.
+    """
+    limits = [limit for limit in (seconds, token_seconds) if limit is not None]
+    if not limits:
         return await answer
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(min(limits)):
             return await answer
     except TimeoutError as error:
-        if token_seconds < most_seconds:
-            raise Refused(Refusal.TOKEN_EXPIRED, note="in the middle of the call") from error
-        raise Refused(Refusal.DEADLINE_PASSED, note=f"took longer than {most_seconds:g} s") from error
+        if token_seconds is not None and token_seconds == min(limits):
+            raise Refused(Refusal.TOKEN_EXPIRED, note="the token expired during the call") from error
+        raise Refused(Refusal.DEADLINE_PASSED, note=f"took longer than {seconds:g} s") from error

@@ -10,6 +10,7 @@ from server.exports.lease import Claim, LeaseProof, hash_held
 from server.exports.model import CellRecord, Export, Outcome, Progress, Reason, Result
 from server.exports.watches import WatchUpdate
 from server.refusals import Refused
+from server.rpc.refusal_table import STATUS
 
 _RESULTS = {
     Result.SUCCEEDED: cell_export_pb2.Outcome.RESULT_SUCCEEDED,
@@ -128,13 +129,13 @@ def _outcome(outcome: Outcome) -> cell_export_pb2.Outcome:
 def _entry(cell: str, answer: cell_export_pb2.CellExport | Refused) -> cell_export_pb2.CellExportEntry:
     if isinstance(answer, cell_export_pb2.CellExport):
         return cell_export_pb2.CellExportEntry(cell=cell, cell_export=answer)
-    row = answer.refusal.value
+    spec = answer.refusal.value
     refusal = cell_export_pb2.Refusal(
-        status_code=row.status.value[0],
-        reason=answer.refusal.reason,
-        personium_code=row.personium_code,
+        status_code=STATUS[answer.refusal].value[0],
+        reason=answer.refusal.name,
+        personium_code=spec.personium_code,
         message=answer.text,
-        retryable=row.retry,
+        retryable=spec.retry,
     )
     return cell_export_pb2.CellExportEntry(cell=cell, refusal=refusal)
 

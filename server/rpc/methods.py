@@ -1,4 +1,4 @@
-"""What the guard has to know of a method: the privilege that it needs, and its bounds."""
+"""The description of a method for the guard: its privilege, its implementation, and its bounds."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,13 @@ from server.rpc.stream_limit import StreamLimit
 
 @dataclass(frozen=True, slots=True)
 class UnaryMethod:
-    """A method, the privilege that it needs, and how long it may take at the most, whatever the caller allows.
+    """A method with one answer.
 
-    A long one ends with its caller's token. A short one doesn't: what it has done must not be told as refused.
+    Args:
+        privilege: needed on the cell of the request, or on the unit if the request names no cell.
+        most_seconds: the longest it may take, whatever deadline the caller sets.
+        ends_with_token: whether the call ends when the caller's token expires. Only for long waits: a short call has
+            already taken effect by then, and must not be reported as refused.
     """
 
     privilege: Privilege
@@ -27,9 +31,13 @@ class UnaryMethod:
 
 @dataclass(frozen=True, slots=True)
 class BatchMethod:
-    """A method about many cells, called for each of them. The privilege is needed on each, and each fails alone.
+    """A method about many cells. It is called once for each cell, and each cell fails alone.
 
-    `answer` makes one message of the cells and what became of each.
+    Args:
+        privilege: needed on each cell.
+        answer: makes the response from the cells and the message or refusal of each.
+        most_cells: the longest list of cells that is accepted.
+        most_seconds: the longest that the whole batch may take.
     """
 
     privilege: Privilege
@@ -41,7 +49,12 @@ class BatchMethod:
 
 @dataclass(frozen=True, slots=True)
 class StreamMethod:
-    """A method whose answers are many. It ends with its caller's token, and each answer needs the privilege anew."""
+    """A method with a stream of answers. It ends when the caller's token expires.
+
+    Args:
+        privilege: needed on the cell, and checked again before each message.
+        limit: how many streams may be open at once.
+    """
 
     privilege: Privilege
     method: Callable[[Any, Call], AsyncGenerator[Message, None]]
