@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from unit import ROOT
 
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from cellexport.v1.error_reason_pb2 import ErrorReason
@@ -16,6 +15,7 @@ from server.rpc.admission import Admission
 from server.rpc.guard import Guard
 from server.rpc.in_flight import CallsInFlight
 from server.rpc.refusal_table import STATUS
+from unit import ROOT
 
 PROGRAMS = {"server", "gateway"}
 # The generated contract and the libraries that speak it, or another protocol, or SQL.
