@@ -1,4 +1,4 @@
-"""The composition root: what the server is made of, built in reading order and closed in reverse."""
+"""The composition root: builds the parts of the server in reading order, and closes them in reverse."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -52,14 +52,14 @@ _SERVICES = (
 async def serving(
     settings: Settings, *, clock: Callable[[], int] = now_ms, drained: Callable[[], None] = lambda: None
 ) -> AsyncIterator[str]:
-    """Serve as long as the context is open. Its value is the address that calls reach.
+    """Serve while the context is open. Its value is the address that the server listens on.
 
     Args:
         clock: milliseconds since 1970.
-        drained: called when no call is served any more, before what is left is closed.
+        drained: called when the last call has ended, before the other parts are closed.
 
     Raises:
-        StoreError: if the store can't be used.
+        StoreError: if the store can't be opened.
         ListenError: if an address can't be listened on.
         SettingError: if the event log can't be written.
     """
@@ -75,33 +75,39 @@ async def serving(
         events = await _open_events(settings, metrics)
         stack.push_async_callback(events.close)
         cells = CellDirectory(settings.unit_dir / "cells")
-        records = Repository(store, clock)
-        claims = Claims(records)
+        repository = Repository(store, clock)
+        claims = Claims(store, repository)
         snapshots = SnapshotDirectory(settings.unit_dir / "snapshots")
-        registry = ExportLifecycle(
-            records=records,
+        lifecycle = ExportLifecycle(
+            store=store,
+            repository=repository,
             snapshots=snapshots,
             log=events,
             queue_limit=settings.queue_limit,
-            on_end=metrics and metrics.count_end,
+            clock=clock,
+            on_end=metrics.count_end if metrics else _ignore,
         )
         calls = CallsInFlight()
         guard = Guard(Admission(judge=build_judge(settings.tokens, settings.urls, clock), cells=cells), calls, clock)
         pulse = StorePulse()
         expiry = Expiry(
-            records=records,
-            registry=registry,
+            store=store,
+            lifecycle=lifecycle,
             pulse=pulse,
             lease_seconds=settings.lease_seconds,
             queue_seconds=settings.queue_seconds,
-            on_look=metrics and metrics.count_exports,
+            clock=clock,
+            on_scan=metrics.count_exports if metrics else _ignore,
         )
-        watches = Watches(records, keepalive_seconds=settings.watch_keepalive_seconds)
-        cell_exports = CellExportService(registry, watches, events)
+        repository.on_refused_write(expiry.restart)
+        watches = Watches(store, repository, keepalive_seconds=settings.watch_keepalive_seconds)
+        cell_exports = CellExportService(
+            repository=repository, lifecycle=lifecycle, watches=watches, log=events, clock=clock
+        )
         if metrics is not None:
             metrics.watches.set_function(lambda: cell_exports.watch_limit.open)
         exporters = ExporterService(
-            registry, claims, cells, unit_url=settings.urls.unit, lease_seconds=settings.lease_seconds
+            lifecycle, claims, cells, unit_url=settings.urls.unit, lease_seconds=settings.lease_seconds
         )
         observer = CallObserver(spans, metrics and metrics.calls)
         health = Health(pulse, [service.full_name for service in _SERVICES])
@@ -111,7 +117,7 @@ async def serving(
         )
         methods = (cell_exports.methods, exporters.methods)
         server.add_generic_rpc_handlers(tuple(map(guard.handlers, _SERVICES, methods)))
-        # What follows asks for no token, and tells nothing of any cell.
+        # Health and reflection need no token, and reveal nothing about cells.
         add_HealthServicer_to_server(health, server)
         if settings.reflection:
             server.add_generic_rpc_handlers(reflection.handlers())
@@ -126,11 +132,15 @@ async def serving(
         yield address
 
 
+def _ignore(_: object) -> None:
+    return
+
+
 def _open_metrics(settings: Settings, stack: AsyncExitStack) -> "Metrics | None":
     address = settings.metrics
     if address is None:
         return None
-    # Only here: who has no metrics need not have 5 MB of their library in memory.
+    # Imported only when needed: the library takes 5 MB of memory.
     from cellexport.program.metrics_server import MetricsServer
     from server.ops.metrics import Metrics
 

@@ -78,7 +78,7 @@ def paused(unit: Unit) -> None:
 
 def store_gone(unit: Unit) -> None:
     (unit.directory / "export.db").unlink()
-    unit.programs[0].wait_for_log("the store can't be used")
+    unit.programs[0].wait_for_log("store unavailable")
 
 
 def killed(unit: Unit) -> None:

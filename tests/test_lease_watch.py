@@ -6,6 +6,7 @@ from pathlib import Path
 
 from server.exporter.snapshot_directory import SnapshotDirectory
 from server.exports import transitions
+from server.exports.clock import now_ms
 from server.exports.events import NoEvents
 from server.exports.expiry import Expiry
 from server.exports.lease import LeaseProof
@@ -13,6 +14,7 @@ from server.exports.lifecycle import ExportLifecycle
 from server.exports.model import Caller, CellRecord, Progress
 from server.exports.repository import Repository
 from server.exports.store_pulse import StorePulse
+from server.stores.measured import MeasuredStore
 from server.stores.sqlite.store import SqliteStore
 
 LEASE = 10.0
@@ -24,13 +26,20 @@ class Scene:
     def __init__(self, store: SqliteStore, directory: Path) -> None:
         self.now = 0.0
         self.sequence = 0
-        self.records = Late(store)
-        self.registry = ExportLifecycle(
-            records=self.records, snapshots=SnapshotDirectory(directory), log=NoEvents(), queue_limit=9
+        self.store = Late(store, lambda *_: None)
+        self.repository = Repository(self.store, now_ms)
+        self.lifecycle = ExportLifecycle(
+            store=self.store,
+            repository=self.repository,
+            snapshots=SnapshotDirectory(directory),
+            log=NoEvents(),
+            queue_limit=9,
+            clock=now_ms,
         )
-        self.watch = Expiry(
-            records=self.records,
-            registry=self.registry,
+        self.expiry = Expiry(
+            store=self.store,
+            lifecycle=self.lifecycle,
+            clock=now_ms,
             pulse=StorePulse(),
             lease_seconds=LEASE,
             queue_seconds=1000,
@@ -38,28 +47,28 @@ class Scene:
         )
 
     async def begin(self) -> None:
-        started = await self.registry.start("demo", "snap", "key", Caller())
+        started = await self.lifecycle.start("demo", "snap", "key", Caller())
         assert started.export is not None
         export_id = started.export.export_id
-        await self.records.step("demo", lambda record: transitions.claim(record, export_id, "request", "hash"))
-        await self.watch.look()
+        await self.repository.apply("demo", lambda record: transitions.claim(record, export_id, "request", "hash"))
+        await self.expiry.scan()
 
     async def report(self) -> None:
         def advance(record: CellRecord) -> CellRecord | None:
             assert record.export is not None
             moved = Progress(work_done=self.sequence, work_total=100)
             proof = LeaseProof(export_id=record.export.export_id, epoch=record.epoch, token_hash="hash")
-            return transitions.advance(record, proof, self.sequence, moved)
+            return transitions.report(record, proof, self.sequence, moved)
 
         self.sequence += 1
-        await self.records.step("demo", advance)
+        await self.repository.apply("demo", advance)
 
     async def is_exporting(self) -> bool:
-        return (await self.records.read("demo")).export is not None
+        return (await self.repository.read("demo")).export is not None
 
 
-class Late(Repository):
-    """Repository whose list may be one of a moment ago, as where somebody else writes between two calls."""
+class Late(MeasuredStore):
+    """A store whose list may be one of a moment ago, as where somebody else writes between two calls."""
 
     kept: Sequence[CellRecord] | None = None
 
@@ -83,17 +92,17 @@ def play(directory: Path, scene: Callable[[Scene], Awaitable[None]]) -> None:
 def test_a_report_in_the_very_last_moment_renews_the_lease_for_good(tmp_path: Path) -> None:
     async def scene(at: Scene) -> None:
         await at.begin()
-        at.records.kept = await at.records.underway()
+        at.store.kept = await at.store.underway()
         await at.report()
         at.now = LEASE + 0.1
-        await at.watch.look()
+        await at.expiry.scan()
         for _ in range(8):
             at.now += LEASE / 4
             await at.report()
-            await at.watch.look()
+            await at.expiry.scan()
         assert await at.is_exporting()
         at.now += LEASE + 0.1
-        await at.watch.look()
+        await at.expiry.scan()
         assert not await at.is_exporting()
 
     play(tmp_path, scene)
@@ -102,14 +111,14 @@ def test_a_report_in_the_very_last_moment_renews_the_lease_for_good(tmp_path: Pa
 def test_who_cancels_renews_no_lease_and_who_reports_after_it_is_cut_off(tmp_path: Path) -> None:
     async def scene(at: Scene) -> None:
         await at.begin()
-        await at.registry.cancel("demo", None, Caller())
+        await at.lifecycle.cancel("demo", None, Caller())
         for _ in range(4):
-            await at.watch.look()
+            await at.expiry.scan()
             at.now += LEASE / 4
             await at.report()
             assert await at.is_exporting()
         at.now += 0.1
-        await at.watch.look()
+        await at.expiry.scan()
         assert not await at.is_exporting()
 
     play(tmp_path, scene)

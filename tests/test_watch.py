@@ -339,7 +339,7 @@ def test_that_nothing_has_changed_is_said_only_when_the_store_says_so(unit: Unit
 def test_however_many_cells_are_watched_a_store_that_hangs_is_told_in_time(tmp_path: Path) -> None:
     async def main(store: RedisServer) -> None:
         redis = await RedisStore.open(RedisPlace.parse("CELLEXPORT_STORE", store.url), now_ms)
-        watches = Watches(Repository(redis), keepalive_seconds=30, patience_seconds=1)
+        watches = Watches(redis, Repository(redis, now_ms), keepalive_seconds=30, patience_seconds=1)
         with store.paused() as began:
             firsts = [anext(watches.watch(f"cell{number}", 0, until_ready=False)) for number in range(100)]
             refusals = await asyncio.gather(*firsts, return_exceptions=True)

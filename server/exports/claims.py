@@ -1,4 +1,4 @@
-"""Gives queued exports to exporters that wait for them."""
+"""The queue: gives queued exports to exporters that wait for work."""
 
 import asyncio
 import re
@@ -10,17 +10,17 @@ from server.exports import transitions
 from server.exports.lease import Claim, hash_held
 from server.exports.model import CellRecord, Trust
 from server.exports.repository import Repository
-from server.exports.store import QUEUE
+from server.exports.store import QUEUE, Store
 from server.refusals import Refusal, Refused
 
 _REQUEST_ID = re.compile(r"[a-zA-Z0-9_-]{16,64}", re.ASCII)
-# How often a waiting claim looks by itself, though the store tells it of exports that wait.
+# How often a waiting claim reads the queue, besides the store's notifications.
 _POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A call for work: an id that is its holder's own, and the holder."""
+    """A claim's request for work: its id, hashed together with its holder, and the holder."""
 
     id: str
     holder: str
@@ -32,36 +32,38 @@ def _request(request_id: str, holder: str) -> _Request:
     return _Request(hash_held(request_id, holder), holder)
 
 
-def _is_of(record: CellRecord, request: _Request) -> bool:
+def _is_claimed_by(record: CellRecord, request: _Request) -> bool:
     return record.export is not None and record.export.request_id == request.id
 
 
 class Claims:
-    """Besides what is said there, every method raises what the store raises."""
+    """The exporters that wait for work. Every method also raises what the store raises."""
 
-    def __init__(self, records: Repository) -> None:
-        self._records = records
+    def __init__(self, store: Store, repository: Repository) -> None:
+        self._store = store
+        self._repository = repository
         self._waiting: set[asyncio.Event] = set()
         self._closing = False
         self._undoing: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
-        """Send waiting exporters away."""
+        """Refuse all waiting claims with SERVER_SHUTDOWN."""
         self._closing = True
         for queued in self._waiting:
             queued.set()
 
     async def claim(self, request_id: str, wait_seconds: float, holder: str) -> Claim | None:
-        """Give the oldest queued export to the caller, or None if there is none within the wait.
+        """Give the oldest queued export to the caller. Return None if there is none within the wait.
 
         Args:
-            holder: tells the caller from others: nobody else can claim the same by the same request, or use the lease.
+            request_id: 16 to 64 of `A-Z a-z 0-9 _ -`. A repeated request gets the same export again.
+            holder: identifies the caller. Nobody else can repeat the request or use the lease.
 
         Raises:
             Refused: CLAIM_INVALID, SERVER_SHUTDOWN
         """
         request = _request(request_id, holder)
-        with self._records.changes(QUEUE) as queued:
+        with self._store.changes(QUEUE) as queued:
             self._waiting.add(queued)
             try:
                 return await self._claim_when_queued(request, wait_seconds, queued)
@@ -69,15 +71,15 @@ class Claims:
                 self._waiting.discard(queued)
 
     async def give_back(self, request_id: str, holder: str) -> None:
-        """Let others claim what the caller was given by that request, and has not begun.
+        """Queue the export again that the caller was given by that request and has not begun.
 
         Raises:
             Refused: CLAIM_INVALID
         """
         request = _request(request_id, holder)
-        for record in await self._records.underway():
+        for record in await self._store.underway():
             if transitions.give_back(record, request.id) is not None:
-                await self._records.step(record.cell, lambda latest: transitions.give_back(latest, request.id))
+                await self._repository.apply(record.cell, lambda latest: transitions.give_back(latest, request.id))
 
     async def _claim_when_queued(self, request: _Request, wait_seconds: float, queued: asyncio.Event) -> Claim | None:
         deadline = time.monotonic() + wait_seconds
@@ -96,7 +98,7 @@ class Claims:
                 continue
 
     async def _claim_unless_cancelled(self, request: _Request) -> Claim | None:
-        """A claim whose caller goes away in the middle is undone, so that no export waits for nobody's lease."""
+        """Claim the oldest export. If the caller leaves meanwhile, undo the claim: nobody would renew its lease."""
         claiming = asyncio.ensure_future(self._claim_oldest(request))
         try:
             return await asyncio.shield(claiming)
@@ -110,21 +112,21 @@ class Claims:
         try:
             claim = await claiming
             if claim is not None:
-                await self._records.step(claim.cell, lambda record: transitions.release(record, claim.proof))
+                await self._repository.apply(claim.cell, lambda record: transitions.release(record, claim.proof))
         except Refused:
-            # The store is away: the lease will run out instead.
+            # The store is unavailable. The lease expires instead.
             return
 
     async def _claim_oldest(self, request: _Request) -> Claim | None:
         token = secrets.token_urlsafe(16)
-        # First of all what the same request was given before: its answer may have been lost.
-        for record in sorted(await self._records.underway(), key=lambda record: not _is_of(record, request)):
+        # The export that this request was given before comes first: the answer may have been lost.
+        for record in sorted(await self._store.underway(), key=lambda record: not _is_claimed_by(record, request)):
             export = record.export
             if export is None or record.trust is Trust.DOUBTFUL:
                 continue
             token_hash = hash_held(token, request.holder)
             following = transitions.claim(record, export.export_id, request.id, token_hash)
-            claimed = await self._records.write(record, following)
+            claimed = await self._repository.write(record, following)
             if claimed is not None and claimed.export is not None:
                 return Claim(record.cell, claimed.export, token, request.holder)
         return None

@@ -1,4 +1,4 @@
-"""The wall clock, in milliseconds since 1970."""
+"""The wall clock, in milliseconds since 1970 (UTC)."""
 
 import time
 from collections.abc import Callable
@@ -7,4 +7,5 @@ Clock = Callable[[], int]
 
 
 def now_ms() -> int:
+    """Return the current time."""
     return time.time_ns() // 1_000_000

@@ -1,4 +1,4 @@
-"""What goes into the event log: the events, and the port that takes them."""
+"""Events for the event log, and the port that takes them."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -22,7 +22,7 @@ class Type(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened. `time` is milliseconds since 1970."""
+    """An entry of the event log. `time` is in milliseconds since 1970."""
 
     time: int
     request_key: str
@@ -33,17 +33,17 @@ class Event:
 
 
 class Events(Protocol):
-    """Where events go."""
+    """The port to the event log."""
 
     async def write(self, event: Event) -> None:
-        """Take an event; waits where too many are on their way."""
+        """Take an event. Wait while too many are still unwritten."""
 
     async def close(self) -> None:
-        """Bring the events that were taken to where they go. None may be written after it."""
+        """Write all events that were taken. No event may follow."""
 
 
 class NoEvents:
-    """The event log that is off."""
+    """The event log that is turned off."""
 
     async def write(self, event: Event) -> None:
         return
@@ -53,21 +53,21 @@ class NoEvents:
 
 
 def status(record: CellRecord, *, time: int, request_key: str, caller: Caller) -> Event:
-    """A status was given."""
+    """Return the event of a status that was given."""
     export = record.export
     info = "ready" if export is None else f"exportation in progress {export.percent}% {export.name}"
     return Event(time=time, request_key=request_key, caller=caller, type=Type.STATUS, info=info)
 
 
 def start(export: Export, caller: Caller) -> Event:
-    """An export was accepted."""
+    """Return the event of an accepted export."""
     return Event(
         time=export.accepted_at, request_key=export.request_key, caller=caller, type=Type.START, info=export.name
     )
 
 
 def end(export: Export, outcome: Outcome, caller: Caller) -> Event:
-    """An export is over. It has the key of the request that started it."""
+    """Return the event of an export's end. Its key is that of the request that started the export."""
     succeeded = outcome.reason is None
     return Event(
         time=outcome.ended_at,

@@ -1,10 +1,10 @@
-"""Ends exports that nobody speaks for, marks those that don't move, and lets a store in doubt settle.
+"""Expiry: ends exports whose exporter is silent, marks those that stall, and ends the doubt of a store.
 
-An export ends when its lease was not renewed in time, when nobody has served the queue, or when its exporter has been
-told to end it and doesn't.
+An export ends when its lease was not renewed in time, when no exporter has claimed it in time, or when its exporter was
+asked to end it and doesn't.
 
-Time here is what this server has itself watched, on a clock that does not jump: a restart, a store that was away, or
-a pause of the whole process begins the count anew. So an exporter is never given up on for want of our own attention.
+Time is measured by this server on a clock that does not jump. A restart, an unavailable store, or a pause of the whole
+process starts the count anew: an exporter never loses its lease because this server wasn't listening.
 """
 
 import asyncio
@@ -14,192 +14,190 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from server.exports.clock import now_ms
+from server.exports.clock import Clock
+from server.exports.lease import renewal
 from server.exports.lifecycle import ExportLifecycle
-from server.exports.model import CellRecord, Export, Phase, Progress, Trust, told
-from server.exports.repository import Repository
+from server.exports.model import CellRecord, Export, Phase, Progress, Trust, outcome_fields
+from server.exports.store import Store
 from server.exports.store_pulse import StorePulse
 from server.refusals import Refused
 
 _TICK_SECONDS = 0.25
-# Health has to tell within two seconds that the store is away.
+# Health must report an unavailable store within two seconds.
 _CHECK_SECONDS = 1.0
-# A sleep that took longer than this was a pause of the whole process: reports that came meanwhile are still unread.
+# A tick that took this much longer was a pause of the whole process: reports that arrived meanwhile are still unread.
 _PAUSE_SECONDS = 1.0
-# For how many leases nothing must have moved, to call an export stalled.
+# An export is stalled when nothing has moved for this many leases.
 _STALL_LEASES = 4
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Watched:
-    """An export under way, as it was when first seen so, and what becomes of it if that stays so."""
+class _Tracked:
+    """An export in progress, and the times at which it ends or stalls unless it changes."""
 
-    signs_of_life: tuple[str, Phase, int, str, int]
-    over_at: float
+    export_id: str
+    renewal: tuple[object, ...]
+    expires_at: float
     progress: Progress
-    stalled_at: float
+    stalls_at: float
+    # When a cancelled export is ended although its exporter still reports.
     cut_off_at: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class _Doubt:
-    """What the store calls its doubt, and when it is over."""
+    """A doubt of the store, by its number, and the time at which it ends."""
 
-    id: int
-    over_at: float
+    number: int
+    ends_at: float
 
 
 class Expiry:
-    """Looks at every export under way, several times a second.
+    """Scans all exports in progress four times a second.
 
     Args:
-        pulse: gets to know whether the store answers.
-        lease_seconds: after how long without a report an export is interrupted.
-        queue_seconds: after how long without an exporter it is.
-        on_look: called with the exports under way each time they were looked at.
+        pulse: records whether the store answers.
+        lease_seconds: an export without a report for this long is interrupted.
+        queue_seconds: an export that no exporter has claimed for this long is interrupted.
+        clock: milliseconds since 1970, for the time that an export has already waited in the queue.
+        on_scan: called with the exports in progress after each scan.
     """
 
     def __init__(
         self,
         *,
-        records: Repository,
-        registry: ExportLifecycle,
+        store: Store,
+        lifecycle: ExportLifecycle,
         pulse: StorePulse,
         lease_seconds: float,
         queue_seconds: float,
+        clock: Clock,
         monotonic: Callable[[], float] = time.monotonic,
-        on_look: Callable[[Sequence[CellRecord]], None] | None = None,
+        on_scan: Callable[[Sequence[CellRecord]], None] = lambda _: None,
     ) -> None:
-        self._records = records
-        self._registry = registry
+        self._store = store
+        self._lifecycle = lifecycle
         self._pulse = pulse
         self._lease_seconds = lease_seconds
         self._queue_seconds = queue_seconds
+        self._clock = clock
         self._monotonic = monotonic
-        self._on_look = on_look
+        self._on_scan = on_scan
         # By cell.
-        self._watched: dict[str, _Watched] = {}
+        self._tracked: dict[str, _Tracked] = {}
         self._doubt: _Doubt | None = None
-        self._told_doubt: int | None = None
+        self._logged_doubt: int | None = None
         self._checked_at = monotonic()
-        self._away = False
-        self._refused_writes = 0
+        self._unavailable = False
+        self._must_restart = False
+
+    def restart(self) -> None:
+        """Count from the next scan: a report may have been missed until now."""
+        self._must_restart = True
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Scan until cancelled."""
         while True:
-            asleep = self._monotonic()
+            slept_at = self._monotonic()
             await asyncio.sleep(_TICK_SECONDS)
-            if self._monotonic() - asleep > _PAUSE_SECONDS:
-                self._begin_anew()
-            await self._look_again()
+            if self._monotonic() - slept_at > _PAUSE_SECONDS:
+                self.restart()
+            await self._tick()
 
-    async def _look_again(self) -> None:
+    async def _tick(self) -> None:
         try:
             await self._check_store()
-            await self.look()
-            if self._away:
-                _log.info("the store can be used again")
-            self._away = False
+            await self.scan()
+            if self._unavailable:
+                _log.info("store available again")
+            self._unavailable = False
         except Refused as refused:
-            self._begin_anew()
-            if not self._away:
-                _log.error("the store can't be used", extra={"reason": refused.refusal.name, "note": refused.note})
-            self._away = True
+            self.restart()
+            if not self._unavailable:
+                _log.error("store unavailable", extra={"reason": refused.refusal.name, "note": refused.note})
+            self._unavailable = True
         except Exception:
-            # Whatever it was: a watch that has ended would leave every export in progress for ever.
+            # The scans must go on: otherwise every silent export would stay in progress for ever.
             _log.exception("unexpected error")
-
-    def _begin_anew(self) -> None:
-        """Count from now: what happened meanwhile, nobody here has seen."""
-        self._watched.clear()
-        self._doubt = None
 
     async def _check_store(self) -> None:
         now = self._monotonic()
-        if self._away or now - self._checked_at >= min(_CHECK_SECONDS, self._lease_seconds / 3):
+        if self._unavailable or now - self._checked_at >= min(_CHECK_SECONDS, self._lease_seconds / 3):
             self._checked_at = now
             with self._pulse.asking():
-                await self._records.check()
+                await self._store.check()
 
-    async def look(self) -> None:
-        """Look once, and end what is over."""
+    async def scan(self) -> None:
+        """Scan once: end the exports whose time is over, mark those that stall, and end a doubt that is over."""
         with self._pulse.asking():
-            records = await self._records.underway()
-        if self._on_look is not None:
-            self._on_look(records)
+            records = await self._store.underway()
+        self._on_scan(records)
         now = self._monotonic()
-        if self._records.refused_writes != self._refused_writes:
-            # Reports may have been among them.
-            self._refused_writes = self._records.refused_writes
-            self._begin_anew()
-        self._watched = {
-            record.cell: self._watch(record.cell, record.export, now) for record in records if record.export
+        if self._must_restart:
+            self._must_restart = False
+            self._tracked.clear()
+            self._doubt = None
+        self._tracked = {
+            record.cell: self._track(record.cell, record.export, now) for record in records if record.export
         }
         for record in records:
             if record.export is not None and record.trust is not Trust.DOUBTFUL:
-                await self._judge(record, record.export, now)
-        await self._settle(await self._records.doubt(), now)
+                await self._end_or_stall(record, record.export, now)
+        await self._end_doubt(await self._store.doubt(), now)
 
-    def _watch(self, cell: str, export: Export, now: float) -> _Watched:
-        signs_of_life = (export.export_id, export.phase, export.epoch, export.token_hash, export.sequence)
-        watched = self._watched.get(cell)
-        stalled_at = now + _STALL_LEASES * self._lease_seconds
-        if watched is None or watched.signs_of_life[0] != export.export_id:
-            over_at = now + self._seconds_left(export)
-            watched = _Watched(signs_of_life, over_at, export.progress, stalled_at)
-        if watched.signs_of_life != signs_of_life:
-            watched.signs_of_life = signs_of_life
-            watched.over_at = now + self._seconds_left(export)
-        if watched.progress != export.progress or export.phase is Phase.QUEUED:
-            watched.progress, watched.stalled_at = export.progress, stalled_at
-        if export.cancelled and watched.cut_off_at == math.inf:
-            watched.cut_off_at = now + self._lease_seconds
-        return watched
+    def _track(self, cell: str, export: Export, now: float) -> _Tracked:
+        stalls_at = now + _STALL_LEASES * self._lease_seconds
+        tracked = self._tracked.get(cell)
+        if tracked is None or tracked.export_id != export.export_id:
+            expires_at = now + self._seconds_left(export)
+            tracked = _Tracked(export.export_id, renewal(export), expires_at, export.progress, stalls_at)
+        if tracked.renewal != renewal(export):
+            tracked.renewal = renewal(export)
+            tracked.expires_at = now + self._seconds_left(export)
+        if tracked.progress != export.progress or export.phase is Phase.QUEUED:
+            tracked.progress, tracked.stalls_at = export.progress, stalls_at
+        if export.cancelled and tracked.cut_off_at == math.inf:
+            tracked.cut_off_at = now + self._lease_seconds
+        return tracked
 
     def _seconds_left(self, export: Export) -> float:
         if export.phase is Phase.EXPIRING:
             return 0
         if export.phase is Phase.CLAIMED:
             return self._lease_seconds
-        waited = (now_ms() - export.accepted_at) / 1000
+        waited = (self._clock() - export.accepted_at) / 1000
         return min(self._queue_seconds, max(0, self._queue_seconds - waited))
 
-    async def _judge(self, record: CellRecord, export: Export, now: float) -> None:
-        watched = self._watched[record.cell]
-        if min(watched.over_at, watched.cut_off_at) <= now:
-            # If this one can't be ended now, it has its turn again, and the others have theirs.
-            watched.over_at = now + self._lease_seconds
-            watched.cut_off_at = watched.over_at if export.cancelled else math.inf
-            await self._end(record)
-        elif watched.stalled_at <= now and not export.stalled:
-            await self._registry.stall(record)
+    async def _end_or_stall(self, record: CellRecord, export: Export, now: float) -> None:
+        tracked = self._tracked[record.cell]
+        if min(tracked.expires_at, tracked.cut_off_at) <= now:
+            # If the end fails now, try again after another lease, and let the other exports have their turn.
+            tracked.expires_at = now + self._lease_seconds
+            tracked.cut_off_at = tracked.expires_at if export.cancelled else math.inf
+            await self._end(record, export)
+        elif tracked.stalls_at <= now and not export.stalled:
+            await self._lifecycle.stall(record)
 
-    async def _end(self, record: CellRecord) -> None:
-        ended = await self._registry.expire(record)
+    async def _end(self, record: CellRecord, export: Export) -> None:
+        ended = await self._lifecycle.expire(record)
         if ended is not None and ended.last_outcome is not None:
             outcome = ended.last_outcome
+            fields = {"cell": record.cell, "snapshot": outcome.name, "request_key": export.request_key}
             _log.warning(
-                "an export was ended, as its exporter was not heard in time",
-                extra={
-                    "cell": record.cell,
-                    "snapshot": outcome.name,
-                    "request_key": record.export.request_key if record.export else "",
-                }
-                | told(outcome.result, outcome.reason),
+                "export ended: its exporter was silent", extra=fields | outcome_fields(outcome.result, outcome.reason)
             )
 
-    async def _settle(self, doubt: int | None, now: float) -> None:
-        """Exporters that live have reported within a lease: what nobody has spoken for by then is as it is kept."""
+    async def _end_doubt(self, doubt: int | None, now: float) -> None:
+        """End a doubt after one lease: every living exporter has reported by then, so all other records are true."""
         if doubt is None:
             self._doubt = None
-        elif self._doubt is None or self._doubt.id != doubt:
+        elif self._doubt is None or self._doubt.number != doubt:
             self._doubt = _Doubt(doubt, now + self._lease_seconds)
-            if self._told_doubt != doubt:
-                self._told_doubt = doubt
-                _log.warning("the store is new, or lost writes: no status is given until exporters had a lease's time")
-        elif self._doubt.over_at <= now:
-            await self._records.settle(doubt)
-            _log.info("the store is settled")
+            if self._logged_doubt != doubt:
+                self._logged_doubt = doubt
+                _log.warning("store is new or lost writes: no status for one lease, until exporters have reported")
+        elif self._doubt.ends_at <= now:
+            await self._store.settle(doubt)
+            _log.info("store settled")

@@ -1,14 +1,19 @@
-"""What a lease is, and how an exporter proves that it holds one."""
+"""Leases: an exporter holds one while it exports, proves that it does with each report, and so renews it."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from server.exports.model import Export
+from server.exports.model import Export, Phase
+
+_Renewal = tuple[str, Phase, int, str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseProof:
-    """What an exporter presents with each report: which lease it has, and what to restore the export from."""
+    """The proof that an exporter holds a lease, and the facts from which a store that lost the export restores it.
+
+    `accepted_at` is in milliseconds since 1970.
+    """
 
     export_id: str
     epoch: int
@@ -18,9 +23,32 @@ class LeaseProof:
     accepted_at: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresentedLease:
+    """A lease as an exporter presents it, with its secret token."""
+
+    export_id: str
+    epoch: int
+    token: str = field(repr=False)
+    name: str
+    request_key: str
+    accepted_at: int
+
+    def proof(self, holder: str) -> LeaseProof:
+        """Return the proof for this lease in the hands of that holder."""
+        return LeaseProof(
+            export_id=self.export_id,
+            epoch=self.epoch,
+            token_hash=hash_held(self.token, holder),
+            name=self.name,
+            request_key=self.request_key,
+            accepted_at=self.accepted_at,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An export given to an exporter, and the secret of the lease, which is good in its holder's hands only."""
+    """An export given to an exporter. The lease's secret token is valid only for its holder."""
 
     cell: str
     export: Export
@@ -29,10 +57,24 @@ class Claim:
 
     @property
     def proof(self) -> LeaseProof:
+        """Return the proof that the holder has this lease."""
         token_hash = hash_held(self.token, self.holder)
         return LeaseProof(export_id=self.export.export_id, epoch=self.export.epoch, token_hash=token_hash)
 
 
 def hash_held(text: str, holder: str) -> str:
-    """What to compare with the record, which holds no token, no id of a claim and no holder, but hashes."""
+    """Return the hash that stands in a record for a secret in that holder's hands.
+
+    Records keep neither tokens, nor ids of claims, nor holders: only such hashes.
+    """
     return hashlib.sha256(f"{len(holder)}:{holder}{text}".encode("utf-8", "replace")).hexdigest()
+
+
+def renew(export: Export, sequence: int) -> Export:
+    """Return the export with its lease renewed by the report of that sequence number."""
+    return replace(export, sequence=sequence)
+
+
+def renewal(export: Export) -> _Renewal:
+    """Return a value that changes whenever the lease is given, renewed or taken away: `expiry` then counts anew."""
+    return export.export_id, export.phase, export.epoch, export.token_hash, export.sequence

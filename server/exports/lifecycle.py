@@ -1,68 +1,78 @@
-"""Starts, reports and ends of exports.
+"""The life of an export: its start, its cancellation, its reports and its end.
 
-Each rule is a step (see `steps`) from one record to the next. The registry knows neither messages nor SQL.
+The rules themselves are in `transitions`.
 """
 
 import asyncio
 import secrets
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any, Protocol
 
 from server.exports import events, transitions
+from server.exports.clock import Clock
 from server.exports.events import Events
 from server.exports.lease import LeaseProof
 from server.exports.model import Caller, CellRecord, Export, Outcome, Phase, Progress, Reason, Result, Trust
 from server.exports.repository import Repository
+from server.exports.store import Store
 from server.refusals import Refusal, Refused
 
 
 class Snapshots(Protocol):
-    """What the registry has to know of the snapshot directory. Methods block, and raise OSError."""
+    """The snapshot directory, as far as the lifecycle needs it. Methods block, and raise OSError."""
 
     def exists(self, cell: str, name: str) -> bool:
-        """Whether there is a snapshot of that name."""
+        """Return whether a snapshot of that name exists."""
 
     def seal(self, cell: str, name: str, export_id: str, epoch: int, reason: str) -> bool:
-        """Make sure that a dead exporter can't publish any more, and tell whether it had published before.
+        """Keep a dead exporter from publishing, and return whether it had already published.
 
-        If it had not, leave a note of the reason beside where the snapshot would be.
+        If it had not, write a note with the reason beside the place of the snapshot.
         """
 
     def newest_epoch(self, cell: str) -> int:
-        """The highest epoch of all who are writing a snapshot of the cell; 0 if nobody is."""
+        """Return the highest epoch among the exporters that are writing a snapshot of the cell, or 0."""
 
 
 class ExportLifecycle:
-    """Applies the rules. Besides what is said there, every method raises what the store raises.
+    """Starts, cancels, advances and ends exports. Every method also raises what the store raises.
 
     Args:
-        queue_limit: how many exports may wait for an exporter. Where several are started at the same moment it may be
-            exceeded by as many.
-        on_end: called once with each end of an export that this server has written.
+        store: where the records are, unwrapped: a lease may know more than a doubtful record.
+        log: takes an event for each start and each end.
+        queue_limit: how many exports may wait for an exporter. Simultaneous starts may exceed it by their number.
+        clock: milliseconds since 1970.
+        on_end: called once for each end of an export that this server has written.
     """
 
     def __init__(
         self,
         *,
-        records: Repository,
+        store: Store,
+        repository: Repository,
         snapshots: Snapshots,
         log: Events,
         queue_limit: int,
-        on_end: Callable[[Outcome], None] | None = None,
+        clock: Clock,
+        on_end: Callable[[Outcome], None] = lambda _: None,
     ) -> None:
-        self._records = records
+        self._store = store
+        self._repository = repository
         self._snapshots = snapshots
         self._events = log
         self._queue_limit = queue_limit
+        self._clock = clock
         self._on_end = on_end
-        self._underway: set[asyncio.Task[Any]] = set()
-
-    async def get(self, cell: str) -> CellRecord:
-        return await self._records.read(cell)
+        # The event loop keeps only weak references to tasks.
+        self._shielded: set[asyncio.Task[Any]] = set()
 
     async def start(self, cell: str, name: str | None, request_key: str, caller: Caller) -> CellRecord:
         """Accept an export.
+
+        Args:
+            name: of the snapshot; None lets the server choose one.
 
         Raises:
             Refused: NAME_INVALID, ALREADY_EXPORTING, SNAPSHOT_EXISTS, QUEUE_FULL (in this order)
@@ -70,103 +80,104 @@ class ExportLifecycle:
         if name is not None and not transitions.SNAPSHOT_NAME.fullmatch(name):
             raise Refused(Refusal.NAME_INVALID)
         while True:
-            record = await self._records.read(cell)
+            record = await self._repository.read(cell)
             if record.export is not None:
                 raise Refused(Refusal.ALREADY_EXPORTING)
-            # The directory is read before the record is written: that nothing was published in between is sure,
-            # because only an export under way publishes, and then the record would have changed.
-            try:
-                free = await asyncio.to_thread(self._free_name, cell, name)
-            except Refused:
-                # Of a snapshot that appeared meanwhile: then its export may be followed by another already.
-                if (await self._records.read(cell)).revision != record.revision:
+            # Read the directory before writing the record: only an export in progress publishes, and such an export
+            # would change the record and fail the write.
+            free_name = await asyncio.to_thread(self._free_name, cell, name)
+            if free_name is None:
+                if await self._has_changed(record):
                     continue
-                raise
-            await self._require_room()
+                raise Refused(Refusal.SNAPSHOT_EXISTS, name=name or "")
+            await self._require_queue_space()
             export = Export(
                 export_id=secrets.token_hex(16),
-                name=free,
+                name=free_name,
                 request_key=request_key,
-                accepted_at=self._records.clock(),
+                accepted_at=self._clock(),
             )
-            written = await self._whole(self._accept(record, export, caller))
+            written = await self._shield(self._write_start(record, export, caller))
             if written is not None:
                 return written
 
     async def cancel(self, cell: str, name: str | None, caller: Caller) -> CellRecord:
-        """End an export before its time: at once if it is queued, or else with its exporter's next report.
+        """End an export early: a queued one at once, a claimed one with its exporter's next report.
 
         Args:
-            name: of the snapshot that is meant, or None for any.
+            name: the snapshot that the caller means, or None for any.
 
         Raises:
             Refused: NOT_EXPORTING
         """
-        record = await self._records.step(cell, lambda record: transitions.cancel(record, name))
+        record = await self._repository.apply(cell, lambda latest: transitions.cancel(latest, name))
         if record.export is None or record.export.phase is not Phase.EXPIRING:
             return record
-        return await self._whole(self._end_expiring(record, caller)) or await self._records.read(cell)
+        return await self._shield(self._interrupt(record, caller)) or await self._repository.read(cell)
 
     async def report(self, cell: str, proof: LeaseProof, sequence: int, progress: Progress) -> bool:
-        """Take in how far an export is, and renew its lease. Returns whether it is to end.
+        """Record an exporter's progress and renew its lease. Return whether the export is to end.
 
         Raises:
             Refused: PROGRESS_INVALID, EXPORT_NOT_FOUND, LEASE_LOST, LEASE_NOT_HELD
         """
         while True:
-            record = await self._latest(cell, proof)
-            following = transitions.advance(record, proof, sequence, progress)
-            written = record if following is None else await self._records.write(record, following)
+            record = await self._record_for(cell, proof)
+            following = transitions.report(record, proof, sequence, progress)
+            written = record if following is None else await self._repository.write(record, following)
             if written is not None:
                 return written.export is not None and written.export.cancelled
 
     async def finish(
         self, cell: str, proof: LeaseProof, result: Result, reason: Reason | None, caller: Caller
     ) -> CellRecord:
-        """End an export for its exporter.
+        """End an export on behalf of its exporter.
 
         Raises:
             Refused: OUTCOME_INVALID, EXPORT_NOT_FOUND, LEASE_LOST, LEASE_NOT_HELD
         """
         while True:
-            record = await self._latest(cell, proof)
-            following = transitions.finish(record, proof, result, reason, self._records.clock())
+            record = await self._record_for(cell, proof)
+            following = transitions.finish(record, proof, result, reason, self._clock())
             if following is None:
                 return record
-            written = await self._whole(self._end(record, following, caller))
+            written = await self._shield(self._write_end(record, following, caller))
             if written is not None:
                 return written
 
     async def expire(self, seen: CellRecord) -> CellRecord | None:
-        """End an export that nobody speaks for, if its record is still as seen. Returns None if it is not."""
+        """End an export whose exporter is silent. Return None if its record is no longer as seen."""
         if seen.export is None:
             return None
         expiring: CellRecord | None = seen
         if seen.export.phase is not Phase.EXPIRING:
-            expiring = await self._records.write(seen, transitions.expire(seen))
-        return None if expiring is None else await self._whole(self._end_expiring(expiring, Caller()))
+            expiring = await self._repository.write(seen, transitions.expire(seen))
+        return None if expiring is None else await self._shield(self._interrupt(expiring, Caller()))
 
     async def stall(self, seen: CellRecord) -> None:
-        """Let an export be known as one that doesn't move, if its record is still as seen."""
-        await self._records.write(seen, transitions.stall(seen))
+        """Mark an export as stalled, if its record is still as seen."""
+        await self._repository.write(seen, transitions.stall(seen))
 
-    async def _latest(self, cell: str, proof: LeaseProof) -> CellRecord:
-        """The record of a cell, as far as the bearer of a lease knows it better than the store."""
-        record = await self._records.read_though_doubtful(cell)
+    async def _record_for(self, cell: str, proof: LeaseProof) -> CellRecord:
+        """Return the record of a cell, with the export that the lease restores if the store has lost it."""
+        record = await self._store.read(cell)
         restored = transitions.restore(record, proof)
-        unheard = restored is not record or record.trust is Trust.DOUBTFUL
-        if unheard and await asyncio.to_thread(self._snapshots.newest_epoch, cell) > proof.epoch:
-            # Somebody has taken the cell over from this one.
+        unsure = restored is not None or record.trust is Trust.DOUBTFUL
+        if unsure and await asyncio.to_thread(self._snapshots.newest_epoch, cell) > proof.epoch:
+            # A newer exporter has taken over the cell.
             raise Refused(Refusal.LEASE_LOST)
-        return restored
+        return restored or record
 
-    async def _require_room(self) -> None:
-        queued = [record for record in await self._records.underway() if _is_queued(record)]
+    async def _has_changed(self, record: CellRecord) -> bool:
+        return (await self._repository.read(record.cell)).revision != record.revision
+
+    async def _require_queue_space(self) -> None:
+        queued = [record for record in await self._store.underway() if _is_queued(record)]
         if len(queued) >= self._queue_limit:
             raise Refused(Refusal.QUEUE_FULL)
 
-    async def _end_expiring(self, expiring: CellRecord, caller: Caller) -> CellRecord | None:
-        """End an export whose reports are refused already. Returns None if somebody else has."""
+    async def _interrupt(self, expiring: CellRecord, caller: Caller) -> CellRecord | None:
+        """End an export whose reports are already refused. Return None if another server has ended it."""
         export = expiring.export
         if export is None:
             return None
@@ -175,40 +186,36 @@ class ExportLifecycle:
             self._snapshots.seal, expiring.cell, export.name, export.export_id, export.epoch, reason.name
         )
         result = Result.SUCCEEDED if published else Result.INTERRUPTED
-        following = transitions.end(expiring, result, None if published else reason, self._records.clock())
-        return await self._end(expiring, following, caller)
+        following = transitions.end(expiring, result, None if published else reason, self._clock())
+        return await self._write_end(expiring, following, caller)
 
-    async def _accept(self, record: CellRecord, export: Export, caller: Caller) -> CellRecord | None:
-        written = await self._records.write(record, transitions.accept(record, export))
+    async def _write_start(self, record: CellRecord, export: Export, caller: Caller) -> CellRecord | None:
+        written = await self._repository.write(record, transitions.accept(record, export))
         if written is not None:
             await self._events.write(events.start(export, caller))
         return written
 
-    async def _end(self, record: CellRecord, following: CellRecord | None, caller: Caller) -> CellRecord | None:
-        written = await self._records.write(record, following)
+    async def _write_end(self, record: CellRecord, following: CellRecord | None, caller: Caller) -> CellRecord | None:
+        written = await self._repository.write(record, following)
         if written is not None and record.export is not None and written.last_outcome is not None:
-            if self._on_end is not None:
-                self._on_end(written.last_outcome)
+            self._on_end(written.last_outcome)
             await self._events.write(events.end(record.export, written.last_outcome, caller))
         return written
 
-    async def _whole(self, work: Coroutine[None, None, CellRecord | None]) -> CellRecord | None:
-        """Do what must not stop half-way, though the caller may go away meanwhile."""
+    async def _shield(self, work: Coroutine[None, None, CellRecord | None]) -> CellRecord | None:
+        """Run work to its end even if the caller leaves: a written record needs its event."""
         task = asyncio.ensure_future(work)
-        self._underway.add(task)
-        task.add_done_callback(self._underway.discard)
+        self._shielded.add(task)
+        task.add_done_callback(self._shielded.discard)
         return await asyncio.shield(task)
 
-    def _free_name(self, cell: str, name: str | None) -> str:
+    def _free_name(self, cell: str, name: str | None) -> str | None:
+        """Return the name for a new snapshot, or None if a snapshot of the wanted name exists."""
         if name is not None:
-            if self._snapshots.exists(cell, name):
-                raise Refused(Refusal.SNAPSHOT_EXISTS, name=name)
-            return name
-        stem = f"{cell}_{datetime.fromtimestamp(self._records.clock() / 1000, UTC):%Y%m%d_%H%M%S}"
-        number = 1
-        while self._snapshots.exists(cell, free := stem if number == 1 else f"{stem}_{number}"):
-            number += 1
-        return free
+            return None if self._snapshots.exists(cell, name) else name
+        stem = f"{cell}_{datetime.fromtimestamp(self._clock() / 1000, UTC):%Y%m%d_%H%M%S}"
+        candidates = (stem if number == 1 else f"{stem}_{number}" for number in count(1))
+        return next(candidate for candidate in candidates if not self._snapshots.exists(cell, candidate))
 
 
 def _is_queued(record: CellRecord) -> bool:

@@ -1,20 +1,21 @@
-"""What the server knows of a cell's export. Plain values; times are milliseconds since 1970, in UTC."""
+"""The state of a cell's exports, as plain values. Times are milliseconds since 1970, in UTC."""
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 
 
 class Phase(StrEnum):
-    """How far an export has come."""
+    """The stage of an export in progress."""
 
     QUEUED = "queued"
     CLAIMED = "claimed"
-    # Its lease has run out: reports are refused, and what the exporter left behind is being looked at.
+    # The lease has expired, or the export was cancelled in the queue. Reports are refused, and the server checks
+    # whether the exporter had published before.
     EXPIRING = "expiring"
 
 
 class Result(StrEnum):
-    """How an export ended."""
+    """The result of an export that has ended."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -22,7 +23,7 @@ class Result(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why an export left no snapshot. Each goes with one result."""
+    """The reason why an export left no snapshot. Each reason implies one result."""
 
     NO_SPACE = "no_space"
     NAME_TAKEN = "name_taken"
@@ -37,32 +38,35 @@ class Reason(StrEnum):
 
     @property
     def result(self) -> Result:
+        """Return the result that this reason implies: INTERRUPTED or FAILED."""
         return Result.INTERRUPTED if self in _INTERRUPTIONS else Result.FAILED
 
 
 _INTERRUPTIONS = frozenset({Reason.LEASE_EXPIRED, Reason.SHUTDOWN, Reason.QUEUE_TIMEOUT, Reason.CANCELLED})
 
 
-def told(result: Result, reason: Reason | None) -> dict[str, str]:
-    """An end in the words of the log. The reason is empty for a success."""
+def outcome_fields(result: Result, reason: Reason | None) -> dict[str, str]:
+    """Return the log fields of an export's end. `reason` is empty for a success."""
     return {"result": result.name, "reason": "" if reason is None else reason.name}
 
 
 class Trust(Enum):
-    """How far a record can be believed."""
+    """How far a record can be trusted after the store has lost writes."""
 
-    # It is the truth.
+    # The record is the truth.
     SURE = auto()
-    # The store has lost writes, or all of them, and this was written since. It is the truth, unless an exporter with a
-    # newer lease is still to be heard.
+    # The record was written after the loss. It is the truth, unless an exporter with a newer lease has yet to report.
     RESTORED = auto()
-    # The store has lost writes, or all of them, and nothing was heard since: the truth may be newer.
+    # The record was written before the loss, and no exporter has reported since. The truth may be newer.
     DOUBTFUL = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What an exporter reports. A total of 0 is one that is not known yet."""
+    """The progress that an exporter reports. A total of 0 is not known yet.
+
+    Work is counted in the exporter's own unit.
+    """
 
     work_done: int = 0
     work_total: int = 0
@@ -73,35 +77,35 @@ class Progress:
 
     @property
     def percent(self) -> int:
-        """Whole percent, rounded down, at most 99: 100 would mean that the snapshot is there."""
+        """Return the whole percent, rounded down. At most 99: clients take 100 for a published snapshot."""
         return min(99, self.work_done * 100 // self.work_total) if self.work_total else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """An export under way."""
+    """An export in progress: queued, claimed or expiring."""
 
     export_id: str
     name: str
     request_key: str
     accepted_at: int
     phase: Phase = Phase.QUEUED
-    # Of the lease: nothing while queued. Only the hash of its token is kept.
+    # The lease: empty while queued. Only the hashes of its token and of the claim's id are kept.
     epoch: int = 0
     request_id: str = ""
     token_hash: str = ""
     sequence: int = 0
     percent: int = 0
     progress: Progress = Progress()
-    # The exporter reports, and nothing moves.
+    # The exporter reports, but nothing moves.
     stalled: bool = False
-    # Somebody wants it to end.
+    # A caller has asked for the export's end.
     cancelled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an export ended, and of which lease that was."""
+    """The end of an export, and the lease that it had."""
 
     export_id: str
     name: str
@@ -114,10 +118,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellRecord:
-    """All that is known of one cell's exports.
+    """The record of one cell's exports.
 
-    `revision` rises by one with every write; `epoch` is the highest that a claim of this cell was given, and that is
-    the revision which the claim made. `trust` is not kept: the store says it of what it reads.
+    `revision` rises by one with every write. `epoch` is the highest epoch that a claim of this cell was given: the
+    revision that the claim wrote. `trust` is not stored: the store adds it to each record that it reads.
     """
 
     cell: str
@@ -131,7 +135,7 @@ class CellRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who makes a call, as the event log names callers. The unit itself has neither."""
+    """The caller as the event log names it. The unit itself has neither schema nor subject."""
 
     schema: str | None = None
     subject: str | None = None

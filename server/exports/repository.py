@@ -1,70 +1,59 @@
-"""Records, written step by step: from what was read to the next, only if nobody else has written meanwhile."""
+"""Records, written one transition at a time: read, decide, and write only if nobody else has written meanwhile."""
 
-import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import replace
 
-from server.exports.clock import now_ms
+from server.exports.clock import Clock
 from server.exports.model import CellRecord, Trust
 from server.exports.store import Store
 from server.refusals import Refusal, Refused
 
-Step = Callable[[CellRecord], CellRecord | None]
+Transition = Callable[[CellRecord], CellRecord | None]
 
 
 class Repository:
-    """A store, as the rules see it. Every method raises what the store raises."""
+    """Optimistic writes to a store. Every method raises what the store raises.
 
-    def __init__(self, store: Store, clock: Callable[[], int] = now_ms) -> None:
+    Args:
+        clock: milliseconds since 1970.
+    """
+
+    def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
-        self.clock = clock
-        # How often the store refused a write: what was to be written may have been a sign of life.
-        self.refused_writes = 0
+        self._clock = clock
+        self._on_refused_write: Callable[[], None] = lambda: None
+
+    def on_refused_write(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever the store refuses a write: the write may have been the renewal of a lease."""
+        self._on_refused_write = callback
 
     async def read(self, cell: str) -> CellRecord:
-        """The record of a cell. Raises `Refused` with STORE_UNAVAILABLE, too, if it is doubtful."""
+        """Return the record of a cell. Raise `Refused` with STORE_UNAVAILABLE if the record is doubtful."""
         record = await self._store.read(cell)
         if record.trust is Trust.DOUBTFUL:
             raise Refused(Refusal.STORE_UNAVAILABLE)
         return record
 
-    async def read_though_doubtful(self, cell: str) -> CellRecord:
-        """What is kept of a cell, for exporters, who may know better."""
-        return await self._store.read(cell)
-
-    async def underway(self) -> Sequence[CellRecord]:
-        return await self._store.underway()
-
-    async def check(self) -> None:
-        await self._store.check()
-
-    async def doubt(self) -> int | None:
-        return await self._store.doubt()
-
-    async def settle(self, doubt: int) -> None:
-        await self._store.settle(doubt)
-
-    def changes(self, topic: str) -> AbstractContextManager[asyncio.Event]:
-        return self._store.changes(topic)
-
     async def write(self, record: CellRecord, following: CellRecord | None) -> CellRecord | None:
-        """Write a record's successor; None if there is none, or somebody else was faster."""
+        """Write the successor of a record, and return it.
+
+        Return None if there is no successor, or if somebody else has written since `record` was read.
+        """
         if following is None:
             return None
         trust = Trust.SURE if record.trust is Trust.SURE else Trust.RESTORED
-        following = replace(following, revision=record.revision + 1, updated_at=self.clock(), trust=trust)
+        following = replace(following, revision=record.revision + 1, updated_at=self._clock(), trust=trust)
         try:
             return following if await self._store.replace(following) else None
         except Refused:
-            self.refused_writes += 1
+            self._on_refused_write()
             raise
 
-    async def step(self, cell: str, step: Step) -> CellRecord:
-        """Take a step from whatever the record is, and return the record after it. Raises what the step raises."""
+    async def apply(self, cell: str, transition: Transition) -> CellRecord:
+        """Apply a transition to the latest record, and return the record after it. Raise what the transition raises."""
         while True:
             record = await self.read(cell)
-            following = step(record)
+            following = transition(record)
             if following is None:
                 return record
             written = await self.write(record, following)

@@ -1,15 +1,15 @@
-"""Whether the store answers, as far as those know who ask it anyway."""
+"""The pulse of the store: whether it answers the requests that the server makes anyway."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# The stores bound their own operations below this; a disk that hangs is bound by nobody else.
+# Longer than any store's own time limit. It catches a disk that hangs, which has no limit.
 _PATIENCE_SECONDS = 1.5
 
 
 class StorePulse:
-    """Until the store has first answered, it doesn't."""
+    """Tracks whether the store answers. Unhealthy until the first answer."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
@@ -18,7 +18,7 @@ class StorePulse:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Ask the store in this context, to have noted whether it answers."""
+        """Record whether the request to the store inside this context is answered."""
         self._asked_at = self._monotonic()
         try:
             yield
@@ -32,6 +32,6 @@ class StorePulse:
 
     @property
     def beats(self) -> bool:
-        """Whether the latest question was answered, and none waits for its answer for too long."""
+        """Return whether the latest request was answered, and none has been waiting for more than 1.5 seconds."""
         overdue = self._asked_at is not None and self._monotonic() - self._asked_at > _PATIENCE_SECONDS
         return self._answered and not overdue

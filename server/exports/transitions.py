@@ -1,34 +1,39 @@
-"""The rules, one function each: from a record to the next, or None where nothing has to be written.
+"""The rules, one pure function each: from a record to its successor, or None if nothing has to be written.
 
-They are pure: whether a step is taken is decided by whoever writes the record first.
+Several servers may compute a successor of the same record. The first to write it wins.
 """
 
 import hmac
 import re
 from dataclasses import replace
 
-from server.exports.lease import LeaseProof
+from cellexport import request_key
+from server.exports.lease import LeaseProof, renew
 from server.exports.model import CellRecord, Export, Outcome, Phase, Progress, Reason, Result, Trust
 from server.refusals import Refusal, Refused
 
 SNAPSHOT_NAME = re.compile(r"[a-zA-Z0-9_-]{1,192}", re.ASCII)
 
+# The largest count that a report may contain.
 _LARGEST = 2**60
-# What may be in a lease, where there is nothing to compare it with.
+# The form of a lease's fields, for a lost export whose record is not there to compare with.
 _EXPORT_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
-_REQUEST_KEY = re.compile(r"[a-zA-Z0-9_-]{1,128}", re.ASCII)
 # The end of the year 9999, in milliseconds.
 _LATEST = 253_402_300_799_000
 
 
 def accept(record: CellRecord, export: Export) -> CellRecord:
+    """Queue an export. Raise `Refused` with ALREADY_EXPORTING if one is in progress."""
     if record.export is not None:
         raise Refused(Refusal.ALREADY_EXPORTING)
     return replace(record, export=export)
 
 
 def claim(record: CellRecord, export_id: str, request_id: str, token_hash: str) -> CellRecord | None:
-    """Give the export to an exporter, unless another has it meanwhile. The same request may claim it again."""
+    """Give a queued export to an exporter. Return None if it is gone or taken.
+
+    The same request may claim the export again: the first answer may have been lost.
+    """
     export = record.export
     if export is None or export.export_id != export_id:
         return None
@@ -36,14 +41,14 @@ def claim(record: CellRecord, export_id: str, request_id: str, token_hash: str) 
         return replace(record, export=replace(export, token_hash=token_hash))
     if export.phase is not Phase.QUEUED:
         return None
-    # Revisions never come again, whatever a store forgets: so neither do epochs.
+    # A revision is never used twice, even if the store loses writes. So neither is an epoch.
     epoch = record.revision + 1
     claimed = replace(export, phase=Phase.CLAIMED, epoch=epoch, request_id=request_id, token_hash=token_hash)
     return replace(record, epoch=epoch, export=claimed)
 
 
 def release(record: CellRecord, proof: LeaseProof) -> CellRecord | None:
-    """Take an export from an exporter that went away before it heard of the claim."""
+    """Queue an export again whose exporter left before it received the claim."""
     export = record.export
     if export is None or not _is_live(export, proof) or export.token_hash != proof.token_hash:
         return None
@@ -51,35 +56,39 @@ def release(record: CellRecord, proof: LeaseProof) -> CellRecord | None:
 
 
 def give_back(record: CellRecord, request_id: str) -> CellRecord | None:
-    """Take an export from an exporter that can't have begun it, and claimed it by that request."""
+    """Queue an export again that was claimed by that request and has had no report yet."""
     export = record.export
     if export is None or export.phase is not Phase.CLAIMED or export.request_id != request_id or export.sequence:
         return None
     return replace(record, export=_unclaimed(export))
 
 
-def advance(record: CellRecord, proof: LeaseProof, sequence: int, progress: Progress) -> CellRecord | None:
-    """Take a report in. Whatever it says, the percent never falls; an old one changes nothing."""
-    if sequence < 1 or sequence > _LARGEST or not _possible(progress):
+def report(record: CellRecord, proof: LeaseProof, sequence: int, progress: Progress) -> CellRecord | None:
+    """Renew the lease and record the progress. The percent never falls, and an outdated report changes nothing.
+
+    Raises:
+        Refused: PROGRESS_INVALID, EXPORT_NOT_FOUND, LEASE_LOST, LEASE_NOT_HELD
+    """
+    if sequence < 1 or sequence > _LARGEST or not _is_possible(progress):
         raise Refused(Refusal.PROGRESS_INVALID)
-    export = _held(record, proof)
+    export = _held_export(record, proof)
     if sequence <= export.sequence:
         return None
     percent = max(export.percent, progress.percent)
     stalled = export.stalled and progress == export.progress
-    advanced = replace(export, sequence=sequence, percent=percent, progress=progress, stalled=stalled)
-    return replace(record, export=advanced)
+    advanced = replace(export, percent=percent, progress=progress, stalled=stalled)
+    return replace(record, export=renew(advanced, sequence))
 
 
-def restore(record: CellRecord, proof: LeaseProof) -> CellRecord:
-    """The record as it must have been when this lease was given, where a store has forgotten that.
+def restore(record: CellRecord, proof: LeaseProof) -> CellRecord | None:
+    """Return the record with the export that this lease proves, if the store has lost it.
 
-    That is so only for a lease newer than any that the record knows of, given before the store forgot.
+    Only a lease restores that is newer than any in the record, and older than the loss.
     """
     ended = record.last_outcome is not None and record.last_outcome.export_id == proof.export_id
-    forgotten = record.epoch < proof.epoch < record.revision
-    if record.trust is Trust.SURE or ended or not forgotten or not _restorable(proof):
-        return record
+    lost = record.epoch < proof.epoch < record.revision
+    if record.trust is Trust.SURE or ended or not lost or not _restorable(proof):
+        return None
     export = Export(
         export_id=proof.export_id,
         name=proof.name,
@@ -93,7 +102,14 @@ def restore(record: CellRecord, proof: LeaseProof) -> CellRecord:
 
 
 def cancel(record: CellRecord, name: str | None) -> CellRecord | None:
-    """Let an export end: a queued one ends here, one that runs when its exporter hears of it."""
+    """Ask for the end of an export. A queued one becomes EXPIRING at once; a claimed one ends with its next report.
+
+    Args:
+        name: the snapshot that the caller means, or None for any.
+
+    Raises:
+        Refused: NOT_EXPORTING
+    """
     export = record.export
     if export is None or (name is not None and name != export.name):
         raise Refused(Refusal.NOT_EXPORTING)
@@ -104,6 +120,7 @@ def cancel(record: CellRecord, name: str | None) -> CellRecord | None:
 
 
 def stall(record: CellRecord) -> CellRecord | None:
+    """Mark a claimed export as stalled."""
     export = record.export
     if export is None or export.phase is not Phase.CLAIMED or export.stalled:
         return None
@@ -111,18 +128,22 @@ def stall(record: CellRecord) -> CellRecord | None:
 
 
 def finish(record: CellRecord, proof: LeaseProof, result: Result, reason: Reason | None, now: int) -> CellRecord | None:
-    """End an export for its exporter. Nothing is left to do if it has ended just so already."""
+    """End an export on behalf of its exporter. Return None if it has already ended with that result.
+
+    Raises:
+        Refused: OUTCOME_INVALID, EXPORT_NOT_FOUND, LEASE_LOST, LEASE_NOT_HELD
+    """
     if (reason is None) != (result is Result.SUCCEEDED) or (reason is not None and reason.result is not result):
         raise Refused(Refusal.OUTCOME_INVALID)
     last = record.last_outcome
     if record.export is None and last is not None and _is_of(last, proof) and last.result is result:
         return None
-    _held(record, proof)
+    _held_export(record, proof)
     return end(record, result, reason, now)
 
 
 def expire(record: CellRecord) -> CellRecord | None:
-    """Refuse every report from here on, as nobody has spoken for the export for too long."""
+    """Refuse every further report: the exporter was silent for too long."""
     export = record.export
     if export is None or export.phase is Phase.EXPIRING:
         return None
@@ -130,6 +151,7 @@ def expire(record: CellRecord) -> CellRecord | None:
 
 
 def end(record: CellRecord, result: Result, reason: Reason | None, now: int) -> CellRecord | None:
+    """Turn the export into the last outcome. `now` is in milliseconds since 1970."""
     export = record.export
     if export is None:
         return None
@@ -145,7 +167,7 @@ def end(record: CellRecord, result: Result, reason: Reason | None, now: int) -> 
     return replace(record, export=None, last_outcome=outcome)
 
 
-def _possible(progress: Progress) -> bool:
+def _is_possible(progress: Progress) -> bool:
     pairs = (
         (progress.work_done, progress.work_total),
         (progress.entries_done, progress.entries_total),
@@ -158,13 +180,13 @@ def _restorable(proof: LeaseProof) -> bool:
     return bool(
         _EXPORT_ID.fullmatch(proof.export_id)
         and SNAPSHOT_NAME.fullmatch(proof.name)
-        and _REQUEST_KEY.fullmatch(proof.request_key)
+        and request_key.is_valid(proof.request_key)
         and 0 < proof.accepted_at <= _LATEST
     )
 
 
-def _held(record: CellRecord, proof: LeaseProof) -> Export:
-    """The export that this lease is on."""
+def _held_export(record: CellRecord, proof: LeaseProof) -> Export:
+    """Return the export that this lease is for."""
     export, last = record.export, record.last_outcome
     if export is not None and export.export_id == proof.export_id:
         if not _is_live(export, proof):
@@ -183,7 +205,7 @@ def _is_live(export: Export, proof: LeaseProof) -> bool:
 
 
 def _unclaimed(export: Export) -> Export:
-    """The export without an exporter: queued, or on its way to its end if that is wanted."""
+    """Return the export without an exporter: queued, or EXPIRING if it was cancelled."""
     phase = Phase.EXPIRING if export.cancelled else Phase.QUEUED
     return replace(export, phase=phase, epoch=0, request_id="", token_hash="", sequence=0, stalled=False)
 

@@ -1,31 +1,31 @@
-"""Who watches which cell: the newest record, for as many as want it.
+"""Watches: the newest record of a cell, sent to any number of subscribers.
 
-However many watch one cell, the store is read once after each change: for all of them. Nothing queues up: a watch that
-is slow finds the newest record when it looks again.
+All subscribers of one cell share a hub, which reads the store once after each change. Nothing is queued: a slow
+subscriber skips to the newest record.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from server.exports.model import CellRecord
 from server.exports.repository import Repository
-from server.exports.turns import Turns
+from server.exports.store import Store
 from server.refusals import Refusal, Refused
 
-# How many watches are woken before others have their turn.
+# How many subscribers are woken before other tasks run.
 _WOKEN_AT_A_TIME = 50
-# How many cells are read at a time, so that other calls to the store have their share.
-_READ_AT_A_TIME = 8
-# As long as any other call may take.
+# How many cells are read at a time, so that other calls get their share of the store.
+_READS_AT_A_TIME = 8
+# How long a cell waits for its read: as long as any call may take.
 _PATIENCE_SECONDS = 10.0
-# How often a store that was away is asked whether it is back.
+# How often an unavailable store is checked.
 _RECOVERY_SECONDS = 0.5
-# What the store said so long ago need not be asked again, only to say that nothing has changed.
+# A record read this recently is fresh enough to report that nothing has changed.
 _FRESH_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -33,197 +33,233 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WatchUpdate:
-    """The newest record, and whether it is another than the last."""
+    """The newest record, and whether it differs from the last one that was sent."""
 
     record: CellRecord
     changed: bool
 
 
 class Watches:
-    """Every method raises `Refused`.
+    """The hubs of all watched cells.
 
     Args:
-        keepalive_seconds: how long at the most nothing is heard of a cell that doesn't change.
-        patience_seconds: how long a cell may wait for its turn to be read.
+        keepalive_seconds: the longest time without an update for a cell that doesn't change.
+        patience_seconds: how long a cell waits for its turn to be read.
     """
 
     def __init__(
-        self, records: Repository, *, keepalive_seconds: float, patience_seconds: float = _PATIENCE_SECONDS
+        self,
+        store: Store,
+        repository: Repository,
+        *,
+        keepalive_seconds: float,
+        patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
-        self._records = records
+        self._store = store
+        self._repository = repository
         self._keepalive_seconds = keepalive_seconds
-        self._turns = Turns(at_a_time=_READ_AT_A_TIME, patience_seconds=patience_seconds)
-        self._topics: dict[str, _CellHub] = {}
-        # Those whose store doesn't answer.
-        self._blind: set[_CellHub] = set()
+        self._slots = _ReadSlots(count=_READS_AT_A_TIME, patience_seconds=patience_seconds)
+        self._hubs: dict[str, _CellHub] = {}
+        # The hubs that wait for an unavailable store.
+        self._waiting: set[_CellHub] = set()
         self._recovery: asyncio.Task[None] | None = None
         self._closing = False
 
     async def close(self) -> None:
         """End every watch with SERVER_SHUTDOWN."""
         self._closing = True
-        for topic in list(self._topics.values()):
-            await topic.wake()
+        for hub in list(self._hubs.values()):
+            await hub.wake_subscribers()
 
     async def watch(self, cell: str, after_revision: int, *, until_ready: bool) -> AsyncGenerator[WatchUpdate, None]:
-        """The record at once, then each newer one; now and then that it is unchanged, which the store has just said.
+        """Yield the current record, then each newer one, and keep-alives while nothing changes.
+
+        A keep-alive is sent only after the store has confirmed that nothing has changed.
 
         Args:
-            after_revision: the one last seen, or 0.
-            until_ready: whether to end when no export is under way.
+            after_revision: the last revision that the subscriber has seen, or 0.
+            until_ready: whether to end when no export is in progress.
 
         Raises:
-            Refused: REVISION_UNKNOWN, SERVER_SHUTDOWN; what the store raises, if it can't be asked at the beginning, or
-                to say that nothing has changed.
+            Refused: REVISION_UNKNOWN, SERVER_SHUTDOWN; and what the store raises, if it is unavailable at the beginning
+                or when a keep-alive is due.
         """
-        topic = self._join(cell)
+        hub = self._join(cell)
         try:
-            record = await topic.look(time.monotonic())
+            record = await hub.refresh(since=time.monotonic())
             if not 0 <= after_revision <= record.revision:
                 raise Refused(Refusal.REVISION_UNKNOWN)
-            seen = after_revision
+            sent_revision = after_revision
             while True:
-                yield WatchUpdate(record, changed=record.revision > seen)
+                yield WatchUpdate(record, changed=record.revision > sent_revision)
                 if until_ready and record.export is None:
                     return
-                seen = record.revision
-                record = topic.newest if topic.newest.revision > seen else await self._next(topic)
+                sent_revision = record.revision
+                record = hub.newest if hub.newest.revision > sent_revision else await self._next(hub)
         finally:
-            self._leave(cell, topic)
+            self._leave(cell, hub)
 
-    async def _next(self, topic: "_CellHub") -> CellRecord:
-        """The next record, or the same if there is none for too long."""
+    async def _next(self, hub: "_CellHub") -> CellRecord:
+        """Return the next record, or the same one again when a keep-alive is due."""
         if self._closing:
             raise Refused(Refusal.SERVER_SHUTDOWN)
-        # Those who began together need not be told together.
-        patience = self._keepalive_seconds * random.uniform(0.8, 1.0)  # noqa: S311 - guards nothing
-        changed = await topic.wait(patience)
+        # Spread the keep-alives of watches that were opened together.
+        seconds = self._keepalive_seconds * random.uniform(0.8, 1.0)  # noqa: S311 - not a secret
+        changed = await hub.wait_for_change(seconds)
         if self._closing:
             raise Refused(Refusal.SERVER_SHUTDOWN)
-        return topic.newest if changed else await topic.look(time.monotonic() - _FRESH_SECONDS)
+        return hub.newest if changed else await hub.refresh(since=time.monotonic() - _FRESH_SECONDS)
 
     def _join(self, cell: str) -> "_CellHub":
-        topic = self._topics.get(cell)
-        if topic is None:
-            topic = self._topics[cell] = _CellHub(cell, self._records, self._turns, self._on_blind)
-        topic.users += 1
-        return topic
+        hub = self._hubs.get(cell)
+        if hub is None:
+            hub = self._hubs[cell] = _CellHub(cell, self._store, self._repository, self._slots, self._on_unavailable)
+        hub.subscribers += 1
+        return hub
 
-    def _leave(self, cell: str, topic: "_CellHub") -> None:
-        topic.users -= 1
-        if not topic.users:
-            del self._topics[cell]
-            self._blind.discard(topic)
-            topic.close()
+    def _leave(self, cell: str, hub: "_CellHub") -> None:
+        hub.subscribers -= 1
+        if not hub.subscribers:
+            del self._hubs[cell]
+            self._waiting.discard(hub)
+            hub.close()
 
-    def _on_blind(self, topic: "_CellHub") -> None:
-        self._blind.add(topic)
+    def _on_unavailable(self, hub: "_CellHub") -> None:
+        self._waiting.add(hub)
         if self._recovery is None:
             self._recovery = asyncio.create_task(self._recover())
 
     async def _recover(self) -> None:
-        """Once the store is back, all who wait for it look again."""
-        while self._blind:
+        """Check the store until it is available and free of doubt, then refresh all hubs that wait for it."""
+        while self._waiting:
             await asyncio.sleep(_RECOVERY_SECONDS)
             try:
-                await self._records.check()
-                in_doubt = await self._records.doubt()
+                await self._store.check()
+                doubt = await self._store.doubt()
             except Refused:
                 continue
             except Exception:
-                # Whatever it was: those who wait would wait for ever.
+                # The checks must go on: otherwise the hubs would wait for ever.
                 _log.exception("unexpected error")
                 continue
-            if in_doubt is None:
-                blind, self._blind = self._blind, set()
-                for topic in blind:
-                    topic.look_again()
+            if doubt is None:
+                waiting, self._waiting = self._waiting, set()
+                for hub in waiting:
+                    hub.request_refresh()
         self._recovery = None
 
 
 class _CellHub:
-    """The newest record of one cell, for all who watch it."""
+    """The newest record of one cell, for all its subscribers. A task of its own refreshes it after each change."""
 
-    def __init__(self, cell: str, records: Repository, turns: Turns, on_blind: Callable[["_CellHub"], None]) -> None:
+    def __init__(
+        self,
+        cell: str,
+        store: Store,
+        repository: Repository,
+        slots: "_ReadSlots",
+        on_unavailable: Callable[["_CellHub"], None],
+    ) -> None:
         self.newest = CellRecord(cell=cell)
-        self.users = 0
+        self.subscribers = 0
         self._cell = cell
-        self._records = records
-        self._turns = turns
-        self._on_blind = on_blind
+        self._repository = repository
+        self._slots = slots
+        self._on_unavailable = on_unavailable
         self._refused: Refused | None = None
-        # When the last look began, on a clock that does not jump.
-        self._looked_at = float("-inf")
-        self._looked = asyncio.Event()
-        self._waiting: set[asyncio.Future[bool]] = set()
+        # When the last finished read began, in seconds of `time.monotonic`.
+        self._refreshed_at = float("-inf")
+        # Set, and replaced, after each read.
+        self._refreshed = asyncio.Event()
+        self._waiters: set[asyncio.Future[bool]] = set()
         self._stack = ExitStack()
-        self._again = self._stack.enter_context(records.changes(cell))
-        self._stack.callback(asyncio.create_task(self._keep_looking()).cancel)
+        self._stale = self._stack.enter_context(store.changes(cell))
+        self._stack.callback(asyncio.create_task(self._keep_fresh()).cancel)
 
     def close(self) -> None:
         self._stack.close()
 
-    def look_again(self) -> None:
-        self._again.set()
+    def request_refresh(self) -> None:
+        self._stale.set()
 
-    async def look(self, since: float) -> CellRecord:
-        """The newest record, as the store had it at that time of `time.monotonic` or later."""
-        while self._looked_at < since:
-            looked = self._looked
-            self._again.set()
-            await looked.wait()
+    async def refresh(self, *, since: float) -> CellRecord:
+        """Return the record from a read that began at `since` (`time.monotonic`) or later."""
+        while self._refreshed_at < since:
+            refreshed = self._refreshed
+            self._stale.set()
+            await refreshed.wait()
         if self._refused is not None:
             raise Refused(self._refused.refusal, note=self._refused.note)
         return self.newest
 
-    async def wait(self, seconds: float) -> bool:
-        """Whether there is something new within that time."""
+    async def wait_for_change(self, seconds: float) -> bool:
+        """Return whether the record changes within that time."""
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
         timer = loop.call_later(seconds, _resolve, waiter, False)
-        self._waiting.add(waiter)
+        self._waiters.add(waiter)
         try:
             return bool(await waiter)
         finally:
             timer.cancel()
-            self._waiting.discard(waiter)
+            self._waiters.discard(waiter)
 
-    async def wake(self) -> None:
-        waiting, self._waiting = self._waiting, set()
-        for number, waiter in enumerate(waiting):
+    async def wake_subscribers(self) -> None:
+        waiters, self._waiters = self._waiters, set()
+        for number, waiter in enumerate(waiters):
             _resolve(waiter, True)
             if number % _WOKEN_AT_A_TIME == 0:
                 await asyncio.sleep(0)
 
-    async def _keep_looking(self) -> None:
-        """Look at each change."""
+    async def _keep_fresh(self) -> None:
         while True:
             began, found = await self._read()
-            # Both at once, and only now: until then the last look is the one that counts.
-            self._looked_at, self._refused = began, found if isinstance(found, Refused) else None
-            looked, self._looked = self._looked, asyncio.Event()
-            looked.set()
+            # Set both only now: during the read, the previous result counts.
+            self._refreshed_at, self._refused = began, found if isinstance(found, Refused) else None
+            refreshed, self._refreshed = self._refreshed, asyncio.Event()
+            refreshed.set()
             if isinstance(found, Refused):
-                self._on_blind(self)
+                self._on_unavailable(self)
             elif found.revision > self.newest.revision:
                 self.newest = found
-                await self.wake()
-            await self._again.wait()
+                await self.wake_subscribers()
+            await self._stale.wait()
 
     async def _read(self) -> tuple[float, CellRecord | Refused]:
-        """The record, and as of when it is known."""
+        """Return when the read began, and the record or the refusal that it brought."""
         began = None
         try:
-            async with self._turns.one():
-                self._again.clear()
+            async with self._slots.one():
+                self._stale.clear()
                 began = time.monotonic()
-                return began, await self._records.read(self._cell)
+                return began, await self._repository.read(self._cell)
         except Refused as refused:
             return began or time.monotonic(), refused
         except Exception:
-            # Whatever it was: who watches must not wait for ever.
+            # The hub must answer: otherwise its subscribers would wait for ever.
             _log.exception("unexpected error", extra={"cell": self._cell})
             return began or time.monotonic(), Refused(Refusal.UNEXPECTED)
+
+
+class _ReadSlots:
+    """Slots for reads of the store, so that many watched cells don't starve other calls."""
+
+    def __init__(self, *, count: int, patience_seconds: float) -> None:
+        self._free = asyncio.Semaphore(count)
+        self._patience_seconds = patience_seconds
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """Hold a slot while the context is open. Raise `Refused` with STORE_UNAVAILABLE if none is free in time."""
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise Refused(Refusal.STORE_UNAVAILABLE, note="too many reads wait for a slow store") from error
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 def _resolve(waiter: asyncio.Future[bool], result: bool) -> None:

@@ -1,4 +1,4 @@
-"""The words of `model` as messages of the contract, and back."""
+"""Conversions between the values of `exports` and the messages of the contract."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 from cellexport.v1 import cell_export_pb2, exporter_pb2
 from server.cells import Cell
-from server.exports.lease import Claim, LeaseProof, hash_held
+from server.exports.lease import Claim, PresentedLease
 from server.exports.model import CellRecord, Export, Outcome, Progress, Reason, Result
 from server.exports.watches import WatchUpdate
 from server.refusals import Refused
@@ -37,13 +37,14 @@ def cell_export(record: CellRecord) -> cell_export_pb2.CellExport:
 def batch(
     entries: Sequence[tuple[str, cell_export_pb2.CellExport | Refused]],
 ) -> cell_export_pb2.BatchGetCellExportsResponse:
-    """Many answers, of which some are refusals."""
+    """Return the response of a batch: for each cell its status or its refusal."""
     return cell_export_pb2.BatchGetCellExportsResponse(entries=[_entry(cell, answer) for cell, answer in entries])
 
 
-def sight(seen: WatchUpdate) -> cell_export_pb2.WatchCellExportResponse:
-    status = cell_export(seen.record) if seen.changed else None
-    return cell_export_pb2.WatchCellExportResponse(cell_export=status, revision=seen.record.revision)
+def watch_update(update: WatchUpdate) -> cell_export_pb2.WatchCellExportResponse:
+    """Return a message of a watch. A keep-alive has no status, only the revision."""
+    status = cell_export(update.record) if update.changed else None
+    return cell_export_pb2.WatchCellExportResponse(cell_export=status, revision=update.record.revision)
 
 
 def claimed_export(claim: Claim, cell: Cell, *, unit_url: str, lease_seconds: float) -> exporter_pb2.ClaimedExport:
@@ -67,11 +68,11 @@ def claimed_export(claim: Claim, cell: Cell, *, unit_url: str, lease_seconds: fl
     )
 
 
-def proof(lease: exporter_pb2.Lease, holder: str) -> LeaseProof:
-    return LeaseProof(
+def presented_lease(lease: exporter_pb2.Lease) -> PresentedLease:
+    return PresentedLease(
         export_id=lease.export_id,
         epoch=lease.epoch,
-        token_hash=hash_held(lease.token, holder),
+        token=lease.token,
         name=lease.name,
         request_key=lease.request_key,
         accepted_at=lease.start_time.seconds * 1000 + lease.start_time.nanos // 1_000_000,
@@ -90,12 +91,12 @@ def progress(message: exporter_pb2.Progress) -> Progress:
 
 
 def result(message: cell_export_pb2.Outcome.Result.ValueType) -> Result | None:
-    """The result, or None for one that this server doesn't know."""
+    """Return the result, or None if this server doesn't know it."""
     return _RESULTS_BACK.get(message)
 
 
 def reason(message: cell_export_pb2.Outcome.Reason.ValueType) -> Reason | None:
-    """The reason, or None for none."""
+    """Return the reason, or None if there is none or this server doesn't know it."""
     return _REASONS_BACK.get(message)
 
 

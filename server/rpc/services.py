@@ -1,4 +1,4 @@
-"""The methods of the contract, and the privilege that each needs: messages in, one rule, messages out."""
+"""The methods of the contract and their privileges: a message in, one use case, a message out."""
 
 import logging
 from collections.abc import AsyncGenerator, Mapping
@@ -10,10 +10,11 @@ from server.auth.rights import Privilege
 from server.cells import Cell, CellDirectory
 from server.exports import events
 from server.exports.claims import Claims
-from server.exports.clock import now_ms
+from server.exports.clock import Clock
 from server.exports.events import Events
 from server.exports.lifecycle import ExportLifecycle
-from server.exports.model import CellRecord, Reason, Result, told
+from server.exports.model import CellRecord, Reason, Result, outcome_fields
+from server.exports.repository import Repository
 from server.exports.watches import Watches
 from server.refusals import Refusal, Refused
 from server.rpc import messages
@@ -22,26 +23,38 @@ from server.rpc.methods import BatchMethod, GuardedMethod, StreamMethod, UnaryMe
 from server.rpc.stream_limit import StreamLimit
 
 _LONGEST_WAIT_SECONDS = 30.0
-_MOST_CELLS_OF_ONE_CALL = 250
+_MOST_CELLS_IN_A_BATCH = 250
 _MOST_WATCHES = 20_000
-_MOST_WATCHES_OF_ONE = 1_000
+_MOST_WATCHES_OF_A_CALLER = 1_000
 
 _log = logging.getLogger(__name__)
 
 
 class CellExportService:
-    def __init__(self, registry: ExportLifecycle, watches: Watches, log: Events) -> None:
-        self._registry = registry
+    """The status of a cell's export, its start and its cancellation.
+
+    Args:
+        log: takes an event for each status that is given.
+        clock: milliseconds since 1970.
+    """
+
+    def __init__(
+        self, *, repository: Repository, lifecycle: ExportLifecycle, watches: Watches, log: Events, clock: Clock
+    ) -> None:
+        self._repository = repository
+        self._lifecycle = lifecycle
         self._watches = watches
         self._events = log
-        self.watch_limit = StreamLimit(total=_MOST_WATCHES, per_caller=_MOST_WATCHES_OF_ONE)
+        self._clock = clock
+        self.watch_limit = StreamLimit(total=_MOST_WATCHES, per_caller=_MOST_WATCHES_OF_A_CALLER)
 
     @property
     def methods(self) -> Mapping[str, GuardedMethod]:
+        """Return the methods by name, for the guard."""
         return {
             "GetCellExport": UnaryMethod(Privilege.ROOT, self._get),
             "BatchGetCellExports": BatchMethod(
-                Privilege.ROOT, self._get_one, messages.batch, most_cells=_MOST_CELLS_OF_ONE_CALL
+                Privilege.ROOT, self._get_one, messages.batch, most_cells=_MOST_CELLS_IN_A_BATCH
             ),
             "WatchCellExport": StreamMethod(Privilege.ROOT, self._watch, self.watch_limit),
             "StartCellExport": UnaryMethod(Privilege.ROOT, self._start),
@@ -52,31 +65,31 @@ class CellExportService:
         return status_pb2.GetCellExportResponse(cell_export=await self._get_one(request.cell, call))
 
     async def _get_one(self, cell: str, call: Call) -> status_pb2.CellExport:
-        record = await self._registry.get(cell)
-        await self._tell(record, call)
+        record = await self._repository.read(cell)
+        await self._log_status(record, call)
         return messages.cell_export(record)
 
     async def _watch(
         self, request: status_pb2.WatchCellExportRequest, call: Call
     ) -> AsyncGenerator[status_pb2.WatchCellExportResponse, None]:
-        told = False
+        logged = False
         watch = self._watches.watch(request.cell, request.after_revision, until_ready=request.until_ready)
-        async with aclosing(watch) as sights:
-            async for sight in sights:
-                if not told:
-                    await self._tell(sight.record, call)
-                    told = True
-                yield messages.sight(sight)
+        async with aclosing(watch) as updates:
+            async for update in updates:
+                if not logged:
+                    await self._log_status(update.record, call)
+                    logged = True
+                yield messages.watch_update(update)
 
-    async def _tell(self, record: CellRecord, call: Call) -> None:
-        caller = call.identity.caller
-        await self._events.write(events.status(record, time=now_ms(), request_key=call.request_key, caller=caller))
+    async def _log_status(self, record: CellRecord, call: Call) -> None:
+        event = events.status(record, time=self._clock(), request_key=call.request_key, caller=call.identity.caller)
+        await self._events.write(event)
 
     async def _start(
         self, request: status_pb2.StartCellExportRequest, call: Call
     ) -> status_pb2.StartCellExportResponse:
         name = request.name if request.HasField("name") else None
-        record = await self._registry.start(request.cell, name, call.request_key, call.identity.caller)
+        record = await self._lifecycle.start(request.cell, name, call.request_key, call.identity.caller)
         _log.info("export accepted", extra={"cell": request.cell, "request_key": call.request_key})
         return status_pb2.StartCellExportResponse(cell_export=messages.cell_export(record))
 
@@ -84,23 +97,23 @@ class CellExportService:
         self, request: status_pb2.CancelCellExportRequest, call: Call
     ) -> status_pb2.CancelCellExportResponse:
         name = request.name if request.HasField("name") else None
-        record = await self._registry.cancel(request.cell, name, call.identity.caller)
+        record = await self._lifecycle.cancel(request.cell, name, call.identity.caller)
         _log.info("export cancelled", extra={"cell": request.cell, "request_key": call.request_key})
         return status_pb2.CancelCellExportResponse(cell_export=messages.cell_export(record))
 
 
 class ExporterService:
-    """For exporters.
+    """Work for exporters, their reports, and the end of their exports.
 
     Args:
-        unit_url: goes into the manifests of snapshots.
-        lease_seconds: how long a lease lives after each report.
+        unit_url: for the manifest of each snapshot.
+        lease_seconds: how long a lease lasts after each report.
     """
 
     def __init__(
-        self, registry: ExportLifecycle, claims: Claims, cells: CellDirectory, *, unit_url: str, lease_seconds: float
+        self, lifecycle: ExportLifecycle, claims: Claims, cells: CellDirectory, *, unit_url: str, lease_seconds: float
     ) -> None:
-        self._registry = registry
+        self._lifecycle = lifecycle
         self._claims = claims
         self._cells = cells
         self._unit_url = unit_url
@@ -108,6 +121,7 @@ class ExporterService:
 
     @property
     def methods(self) -> Mapping[str, UnaryMethod]:
+        """Return the methods by name, for the guard."""
         return {
             "ClaimExport": UnaryMethod(
                 Privilege.EXPORT_REPORT, self._claim, _LONGEST_WAIT_SECONDS + 10, ends_with_token=True
@@ -126,7 +140,7 @@ class ExporterService:
             return exporter_pb2.ClaimExportResponse()
         _log.info("export claimed", extra={"cell": claim.cell, "request_key": claim.export.request_key})
         claimed = messages.claimed_export(
-            claim, self._cell(claim.cell), unit_url=self._unit_url, lease_seconds=self._lease_seconds
+            claim, self._find_cell(claim.cell), unit_url=self._unit_url, lease_seconds=self._lease_seconds
         )
         return exporter_pb2.ClaimExportResponse(claimed_export=claimed)
 
@@ -134,20 +148,20 @@ class ExporterService:
         self, request: exporter_pb2.ReportProgressRequest, call: Call
     ) -> exporter_pb2.ReportProgressResponse:
         progress = messages.progress(request.progress)
-        proof = messages.proof(request.lease, call.identity.holder)
-        cancelled = await self._registry.report(request.cell, proof, request.sequence, progress)
+        proof = messages.presented_lease(request.lease).proof(call.identity.holder)
+        cancelled = await self._lifecycle.report(request.cell, proof, request.sequence, progress)
         return exporter_pb2.ReportProgressResponse(cancel_requested=cancelled)
 
     async def _finish(self, request: exporter_pb2.FinishExportRequest, call: Call) -> exporter_pb2.FinishExportResponse:
         result, reason = _ending(request)
-        proof = messages.proof(request.lease, call.identity.holder)
-        record = await self._registry.finish(request.cell, proof, result, reason, call.identity.caller)
+        proof = messages.presented_lease(request.lease).proof(call.identity.holder)
+        record = await self._lifecycle.finish(request.cell, proof, result, reason, call.identity.caller)
         labels = {"cell": request.cell, "request_key": proof.request_key}
-        _log.info("export finished", extra=labels | told(result, reason))
+        _log.info("export finished", extra=labels | outcome_fields(result, reason))
         return exporter_pb2.FinishExportResponse(cell_export=messages.cell_export(record))
 
-    def _cell(self, name: str) -> Cell:
-        """The cell of a claim. One that has gone meanwhile is the exporter's to find out."""
+    def _find_cell(self, name: str) -> Cell:
+        """Return the cell of a claim. A cell that was removed meanwhile has no owner: its exporter fails the export."""
         try:
             return self._cells.find(name)
         except Refused:
@@ -156,7 +170,7 @@ class ExporterService:
 
 def _ending(request: exporter_pb2.FinishExportRequest) -> tuple[Result, Reason | None]:
     result = messages.result(request.result)
-    # A reason that a newer exporter knows and this server doesn't is still a failure.
+    # An unknown reason of a newer exporter is still a failure.
     reason = messages.reason(request.reason) or (Reason.INTERNAL if request.reason else None)
     if result is None:
         raise Refused(Refusal.OUTCOME_INVALID)
