@@ -1,4 +1,4 @@
-"""What a call's context says of it: what it brought, and how it has ended."""
+"""Facts about a call from gRPC's context: its metadata, its time, and its end."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,49 +11,54 @@ from cellexport.program.tracing import TRACEPARENT
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# A caller takes its call back when the deadline passes, and we may hear that a little before ours has.
+# A caller cancels its call at the deadline. The cancellation may arrive a little before the server's own deadline.
 _DEADLINE_SECONDS = 0.05
 
 
 def traceparent(metadata: Any) -> str | None:
+    """Return the call's `traceparent` if it is valid."""
     return tracing.valid(single(metadata, TRACEPARENT))
 
 
 def single(metadata: Any, name: str) -> str | None:
-    """The value of that name, if there is one, and one alone."""
+    """Return the value of that name, or None unless there is exactly one, as text."""
     values = [value for key, value in metadata if key == name]
     return values[0] if len(values) == 1 and isinstance(values[0], str) else None
 
 
 def key(context: Context, name: str) -> dict[str, str]:
-    """The key that the call was given, or else, as long as it was given none, the one that it brought."""
+    """Return `{name: request key}`: the key assigned to the call, or the caller's own if none was assigned yet."""
     found = single(context.trailing_metadata() or (), request_key.METADATA)
     found = found or single(context.invocation_metadata() or (), request_key.METADATA)
     return {name: found} if found and request_key.is_valid(found) else {}
 
 
 def is_late(context: Context, *, within_seconds: float = 0.0) -> bool:
-    """Whether the caller waits no longer, or will not after so many seconds.
+    """Return whether the caller's deadline has passed, or passes within so many seconds.
 
-    gRPC finds that with two looks at the wall clock, so a clock that is set between them makes a deadline seem over
-    that isn't. Such a thing doesn't happen twice in a row.
+    gRPC reads the wall clock twice to compute the remaining time. A clock that is set between the two reads makes a
+    deadline look passed. That doesn't happen twice in a row, so two results must agree.
     """
-    looks = (context.time_remaining() for _ in range(2))
-    return all(look is not None and look <= within_seconds for look in looks)
+    results = (context.time_remaining() for _ in range(2))
+    return all(remaining is not None and remaining <= within_seconds for remaining in results)
 
 
 def when_over(context: Context, end: Callable[[Context], None]) -> None:
-    """Have that called when the call's task is over: its answer is sent, or nobody wants it."""
-    context.add_done_callback(end)  # type: ignore[arg-type] # it gets the context, whatever the stubs say
+    """Call `end` when the call is over: its answer was sent, or its caller has left."""
+    context.add_done_callback(end)  # type: ignore[arg-type] # grpc passes the context; its stubs are wrong
 
 
 def code(context: Context, *, raised: bool) -> grpc.StatusCode:
-    """How a call has ended, when its task is over."""
+    """Return the status of a call that is over.
+
+    Args:
+        raised: whether the method raised an exception.
+    """
     if not context.done():
-        # No status was sent: the call was taken back.
+        # No status was sent: the caller cancelled the call.
         late = is_late(context, within_seconds=_DEADLINE_SECONDS)
         return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-    said = context.code()
-    if isinstance(said, grpc.StatusCode) and said is not grpc.StatusCode.OK:
-        return said
+    sent = context.code()
+    if isinstance(sent, grpc.StatusCode) and sent is not grpc.StatusCode.OK:
+        return sent
     return grpc.StatusCode.UNKNOWN if raised else grpc.StatusCode.OK

@@ -1,4 +1,4 @@
-"""The calls that are being served."""
+"""The number of calls that the server is serving."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from server.rpc.call_context import Context
 
 
 class CallsInFlight:
-    """Counts calls from the time that a method has them until the last of their answer is sent, or nobody wants it."""
+    """Counts calls from the moment their method receives them until their answer is sent or no longer wanted."""
 
     def __init__(self) -> None:
         self._calls = 0
@@ -15,12 +15,13 @@ class CallsInFlight:
         self._none.set()
 
     def add(self, context: Context) -> None:
+        """Count a call until it is over."""
         self._calls += 1
         self._none.clear()
         call_context.when_over(context, self._remove)
 
     async def wait_for_none(self, *, seconds: float) -> None:
-        """Wait until there has been none for so long."""
+        """Wait until there are no calls, and still none `seconds` later."""
         while True:
             await self._none.wait()
             await asyncio.sleep(seconds)

@@ -1,4 +1,4 @@
-"""The gRPC door: where the server listens, with which certificate, and what a connection may cost."""
+"""The gRPC port: its address, its certificate, and the limits of a connection."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from cellexport.environment import Environment
 from cellexport.pem import Pem, PemFiles, PemReloader
 from cellexport.program.listening import SOCKET_MODE, Listener
 
-# How many calls may be under way in all; another is told RESOURCE_EXHAUSTED.
+# How many calls may be in progress in total. gRPC answers one more with RESOURCE_EXHAUSTED.
 MOST_CALLS = 25_000
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
@@ -20,22 +20,25 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
     ("grpc.max_concurrent_streams", 2000),
-    # A client that has gone without a word is noticed within 80 seconds.
+    # A client that vanished without closing its connection is noticed within 80 seconds.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # Half of what our own client takes (`cellexport.client`): who pings more often is sent away.
+    # Half of our own client's interval (`cellexport.client`). A client that pings more often is disconnected.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
 
 class ListenError(Exception):
-    """Raised when the server can't listen where it should. Its text says where."""
+    """Raised when the server can't listen on its address. The text names the setting and the address."""
 
 
 @dataclass(frozen=True, slots=True)
 class GrpcListener:
-    """The settings of the door. A connection is told to end at an age, and ended after a grace, both in seconds."""
+    """The settings of the gRPC port.
+
+    A connection is asked to close at `age_seconds`, and closed `grace_seconds` later.
+    """
 
     listener: Listener
     age_seconds: float
@@ -43,7 +46,7 @@ class GrpcListener:
 
     @classmethod
     def read(cls, environment: Environment) -> "GrpcListener":
-        """Read the settings. Raises `SettingError` for a bad value."""
+        """Read the settings. Raise `SettingError` for a bad value."""
         return cls(
             listener=Listener.read(environment, "GRPC", "127.0.0.1:50051"),
             age_seconds=environment.seconds("CELLEXPORT_CONNECTION_AGE_SECONDS", 3600, minimum=1, maximum=7 * 86400),
@@ -51,7 +54,7 @@ class GrpcListener:
         )
 
     def options(self) -> tuple[tuple[str, int], ...]:
-        """What to make grpc's server with."""
+        """Return the options for grpc's server."""
         return (
             *_OPTIONS,
             ("grpc.max_connection_age_ms", int(self.age_seconds * 1000)),
@@ -59,7 +62,7 @@ class GrpcListener:
         )
 
     def listen(self, server: grpc.aio.Server) -> str:
-        """Listen, and return the address that calls reach.
+        """Listen, and return the address with the port that the system chose for port 0.
 
         Raises:
             ListenError: if the address can't be listened on.
@@ -67,7 +70,7 @@ class GrpcListener:
         address = self.listener.address
         self.listener.warn_if_wide()
         try:
-            # First by ourselves: grpc says of a port that is taken only in a log of its own.
+            # Probe first: for a port in use grpc writes only to its own log.
             address.probe()
             if self.listener.tls:
                 port = server.add_secure_port(str(address), _credentials(self.listener.tls))
@@ -81,7 +84,7 @@ class GrpcListener:
 
 
 def taken(name: str, address: Address) -> ListenError:
-    """The error of an address, given by that setting, that can't be listened on."""
+    """Return the error for an address that can't be listened on. `name` is its setting."""
     return ListenError(
         f"{name}: {address} can't be listened on. "
         "Another program may be using it: stop that one, or name another address."
@@ -92,13 +95,13 @@ def _credentials(files: PemFiles) -> grpc.ServerCredentials:
     reloader = PemReloader(files)
 
     def renewed() -> grpc.ServerCertificateConfiguration | None:
-        """Called by grpc for each connection, in a thread of its own."""
+        """Return new certificates if the files have changed. grpc calls this for each connection, on its own thread."""
         fresh = reloader.renewed()
         return None if fresh is None else _configuration(fresh)
 
     return grpc.dynamic_ssl_server_credentials(
         _configuration(reloader.latest),
-        renewed,  # type: ignore[arg-type]  # grpc takes None for no change; its stubs don't say so
+        renewed,  # type: ignore[arg-type]  # None means no change; grpc's stubs lack that
         require_client_authentication=files.authorities is not None,
     )
 
