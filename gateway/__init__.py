@@ -1,71 +1,64 @@
-"""The facade: `GET /{CellName}/__export` over HTTP, in front of the gRPC service.
+"""The REST facade: `GET /{CellName}/__export` over HTTP, in front of the gRPC service. It decides nothing.
 
-It knows HTTP, the words of the document, and the stub; it decides nothing and adds no authority. The way of a request:
+- Middleware, outermost first: `neutral`, `request_observer`, `overrides`.
+- `checks` run before routing; `views` are the endpoints; `body` reads a start's JSON; `responses` adds headers.
+- `forwarding` makes the metadata, `upstream` the call, `readiness` the health check of the server.
+- `render` makes bodies. `errors` and `call_errors` are the list of errors; `error_responses` answers with them.
+- `create_app` makes a plain WSGI application; `python -m gateway` serves it with `granian_server`.
 
-    `observation` the request as metrics, traces and the log see it, from outside all else
-    `overrides`  headers that stand in for others, before anything else looks at them
-    `views`      routes, the order of checks, headers
-    `forwarding` what of the request the server gets to know
-    `body`       what a start may say
-    `upstream`   the call, and its deadline
-    `readiness`  whether there is a server to serve with
-    `render`     the status in the document's words
-    `errors`     every error, as data: reasons of the contract to bodies of the document
-
-`create_app` makes a plain WSGI application for any server; `python -m gateway` serves it with Granian.
+May import `cellexport`, and nothing of the server.
 """
 
 import atexit
 import os
-from collections.abc import Iterable
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.types import WSGIApplication
 
 from flask import Flask
 
 from cellexport.program import traces
-from gateway.metrics import Metrics
+from gateway import checks
+from gateway.error_responses import ErrorResponses
+from gateway.methods import METHODS
+from gateway.metrics import Metrics, NoMetrics
+from gateway.neutral import Neutral
 from gateway.overrides import HeaderOverride, MethodOverride
 from gateway.readiness import Readiness
 from gateway.request_observer import RequestObserver, note_request
+from gateway.responses import common_headers
 from gateway.settings import Settings
 from gateway.upstream import Upstream
-from gateway.views import METHODS, register
+from gateway.views import Views
 
 
 def create_app(settings: Settings | None = None, metrics: Metrics | None = None) -> WSGIApplication:
-    """The application, for any WSGI server.
+    """Return the application, for any WSGI server.
 
     Args:
-        settings: read from the environment if left out.
-        metrics: where requests are counted, if they are. Whoever makes them serves them.
+        settings: read from the environment if omitted.
+        metrics: counts requests and calls; nothing is counted if omitted.
 
     Raises:
         SettingError: if a setting has a bad value.
     """
     settings = settings or Settings.read(os.environ)
-    app = Flask(__name__, static_folder=None)
-    app.url_map.merge_slashes = False
+    metrics = metrics or NoMetrics()
     spans = traces.open_spans("cellexport-gateway", on=settings.traces)
     if spans is not None:
         atexit.register(spans.close)
-    upstream = Upstream(settings.target, settings.tls, metrics and metrics.count_call)
-    register(app, settings, upstream, Readiness(settings.target, settings.tls))
+    upstream = Upstream(settings.target, settings.tls, metrics.count_call)
+    readiness = Readiness(settings.target, settings.tls)
+    error_responses = ErrorResponses(settings.urls)
+    views = Views(urls=settings.urls, upstream=upstream, readiness=readiness, error_responses=error_responses)
+
+    app = Flask(__name__, static_folder=None)
+    app.url_map.merge_slashes = False
+    for check in checks.IN_ORDER:
+        app.before_request(check)
+    views.register(app)
+    error_responses.register(app)
+    app.after_request(common_headers(settings.personium_version))
     app.after_request(note_request)
-    overridden = HeaderOverride(app) if settings.x_override else app
+
     methods = frozenset(METHODS)
-    return _Neutral(RequestObserver(MethodOverride(overridden, methods), methods, spans, metrics))
-
-
-class _Neutral:
-    """Middleware: hides what nothing here depends on and the router would trip over.
-
-    That is the host that a request names, which may be none, and an offer to speak another protocol.
-    """
-
-    def __init__(self, app: WSGIApplication) -> None:
-        self._app = app
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        environ["HTTP_HOST"] = "localhost"
-        environ.pop("HTTP_UPGRADE", None)
-        return self._app(environ, start_response)
+    overridden = HeaderOverride(app) if settings.x_override else app
+    return Neutral(RequestObserver(MethodOverride(overridden, methods), methods, spans, metrics))

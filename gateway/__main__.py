@@ -1,4 +1,4 @@
-"""`python -m gateway`: the facade, served by Granian. Settings come from the environment; see the README."""
+"""`python -m gateway`: the REST facade, served by Granian. Settings come from the environment; see the README."""
 
 import logging
 import multiprocessing
@@ -12,16 +12,15 @@ import click
 from cellexport.address import Address
 from cellexport.environment import Environment, SettingError
 from cellexport.program import logs
-from cellexport.program.metrics_server import MetricsServer
 from gateway import create_app, granian_server
-from gateway.metrics import Metrics
+from gateway.metrics import Metrics, NoMetrics
 from gateway.settings import Settings
 
 _log = logging.getLogger("gateway")
 
 
 def main() -> None:
-    """Run the command line. A bad setting ends it with status 2."""
+    """Run the command line. A bad setting ends the program with exit status 2."""
     cli(prog_name="cellexport-gateway")
 
 
@@ -42,43 +41,47 @@ def cli() -> None:
         print(f"cellexport-gateway: {error}", file=sys.stderr)
         sys.exit(2)
     _forget_header_variables()
-    # A worker of its own making inherits nothing but what it needs.
+    # A spawned worker inherits only what it needs.
     multiprocessing.set_start_method("spawn")
     _log.info("starting", extra={"address": str(settings.listener.address), "target": settings.target})
     settings.listener.warn_if_wide()
     granian_server.server("gateway.__main__:worker_app", settings.listener, log_config).serve()
-    _log.info("ended")
+    _log.info("stopped")
 
 
 def worker_app() -> WSGIApplication:
-    """The application in a worker, which ends when the program that started it has died."""
+    """Return the application in a worker. The worker ends when the program that started it dies."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
     logs.capture()
-    # The files were good when the program started. While they are exchanged they may not be, and a worker that failed
-    # by that would take the door with it.
+    # The main process has checked the TLS files. They may be invalid while they are being replaced, and a
+    # worker that failed for that would end the whole gateway.
     settings = Settings.read(os.environ, check_files=False)
     app = create_app(settings, _serve_metrics(settings.metrics))
     _log.info("serving", extra={"address": str(settings.listener.address)})
     return app
 
 
-def _serve_metrics(address: Address | None) -> Metrics | None:
-    """The metrics of a worker, served by itself as long as it lives."""
+def _serve_metrics(address: Address | None) -> Metrics:
+    """Return the metrics of a worker, which serves them itself."""
     if address is None:
-        return None
-    metrics = Metrics()
+        return NoMetrics()
+    # Imported only when needed: the library takes 5 MB of memory.
+    from cellexport.program.metrics_server import MetricsServer
+    from gateway.prometheus_metrics import PrometheusMetrics
+
+    metrics = PrometheusMetrics()
     try:
         MetricsServer.open(metrics.registry, address, shared=True)
     except OSError as error:
-        # It was free at the start. To answer requests is worth more than to count them.
-        _log.error("the metrics can't be served", extra={"address": str(address), "error": str(error)})
+        # The address was free at the start. Answering requests matters more than counting them.
+        _log.error("metrics unavailable", extra={"address": str(address), "error": str(error)})
     return metrics
 
 
 def _forget_header_variables() -> None:
-    """Granian puts the environment into each request, where a variable HTTP_… would pass for a header."""
+    """Remove variables like `HTTP_…`: Granian copies them into each request, where they look like headers."""
     for name in [name for name in os.environ if name.startswith(("HTTP_", "CONTENT_"))]:
         del os.environ[name]
 

@@ -1,8 +1,8 @@
-"""The body of a start: at most 64 KiB of JSON, and whole.
+"""The body of a start: at most 64 KiB of complete JSON.
 
-A WSGI server's read ends when the client sends or goes, and can't be cut short: with Granian, to answer while another
-thread still reads stops the whole worker. So only a few of the threads may read at a time: clients that send nothing
-cost each other their starts, and nobody a status.
+A WSGI server's read ends only when the client sends or leaves. It can't be cut short: if Granian answers while a thread
+still reads, the whole worker stops. So only 8 threads may read at a time. Clients that send nothing can block other
+starts, but no status.
 """
 
 import json
@@ -14,18 +14,18 @@ from gateway.errors import ApiError
 
 _LIMIT = 64 * 1024
 _ECHO_LIMIT = 100
-# Well below the number of threads that serve requests.
+# Far fewer than the threads that serve requests.
 _MOST_READERS = 8
 
 
 class Bodies:
-    """Reads bodies of requests."""
+    """A reader of request bodies, with a limit of simultaneous reads."""
 
     def __init__(self) -> None:
         self._readers = threading.BoundedSemaphore(_MOST_READERS)
 
     def name(self, environ: WSGIEnvironment) -> str | None:
-        """The `Name` in a request's body; None if there is none.
+        """Return the `Name` in a request's body, or None if there is none.
 
         Raises:
             ApiError: BODY_TOO_LARGE, BODY_NO_JSON, NAME_INVALID, TOO_MANY
@@ -34,7 +34,7 @@ class Bodies:
         if not body:
             return None
         try:
-            # Numbers are nothing to us, and may be longer than Python likes to read; NaN is none in JSON.
+            # Skip numbers: Python refuses very long ones. Refuse NaN, which is not JSON.
             content = json.loads(body.decode(), parse_int=_number, parse_float=_number, parse_constant=_refuse)
         except (ValueError, RecursionError):
             content = None
@@ -49,16 +49,16 @@ class Bodies:
         length = environ.get("CONTENT_LENGTH") or ""
         if not length and not environ.get("HTTP_TRANSFER_ENCODING"):
             return b""
-        promised = int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else None
-        if (promised is None and length) or (promised or 0) > _LIMIT:
+        announced = int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else None
+        if (announced is None and length) or (announced or 0) > _LIMIT:
             raise ApiError(errors.BODY_TOO_LARGE)
-        if promised == 0:
+        if announced == 0:
             return b""
-        body = self._read_up_to(environ["wsgi.input"], promised or _LIMIT + 1)
+        body = self._read_up_to(environ["wsgi.input"], announced or _LIMIT + 1)
         if len(body) > _LIMIT:
             raise ApiError(errors.BODY_TOO_LARGE)
-        # Cut short, or in pieces that don't fit: whatever this was to be, it is not what was meant.
-        if not body or (promised is not None and len(body) < promised):
+        # A body that was cut short, or sent in broken chunks, is not what the client meant.
+        if not body or (announced is not None and len(body) < announced):
             raise _no_json(body)
         return body
 

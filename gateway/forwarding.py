@@ -1,7 +1,7 @@
-"""What of a request the server gets to know, besides the cell: an allow-list, made here and copied from nowhere.
+"""The metadata of the call that a request becomes: an allow-list, built here from single headers.
 
-The facade adds no authority and judges nothing. What would break the call itself, because metadata can't hold it or it
-is too large, is cut down to what will be judged malformed in its place.
+The facade adds no authority and judges nothing. A value that metadata can't hold, or that is too large, would break the
+call: it is replaced by a value that the server judges as malformed.
 """
 
 from werkzeug.wrappers import Request
@@ -14,12 +14,12 @@ from gateway import request_observer
 _CREDENTIAL_LIMIT = 4096
 _COOKIE_LIMIT = 8192
 _SHORT_LIMIT = 1024
-# No cookie, and no peer of one.
+# Neither a valid cookie nor a valid peer.
 _MALFORMED = "?"
 
 
 def metadata(request: Request, key: str) -> client.Metadata:
-    """The metadata of the call that a request becomes.
+    """Return the metadata for a request.
 
     Args:
         key: the request key, validated or generated.
@@ -39,7 +39,7 @@ def _credential(value: str) -> str:
 
 
 def _cookie(request: Request) -> client.Metadata:
-    """The cookie and its peer. That there are two of one is for the server to refuse, whatever they hold."""
+    """Return the cookie and its peer. Duplicates are sent as two malformed values, for the server to refuse."""
     peers = request.args.getlist("p_cookie_peer")
     if not any(peers) and len(peers) < 2:
         return ()
@@ -55,12 +55,12 @@ def _values(name: str, values: list[str], limit: int) -> client.Metadata:
 
 def _unit_user(request: Request) -> client.Metadata:
     value = request.headers.get("X-Personium-Unit-User")
-    # Whoever it names: that it names somebody is what counts.
+    # Only its presence counts, not the user that it names.
     return ((UNIT_USER, value if _fits(value, _SHORT_LIMIT) else _MALFORMED),) if value else ()
 
 
 def _traceparent(request: Request) -> client.Metadata:
-    """That of our own span, or else the caller's; valid, either."""
+    """Return the `traceparent` of the facade's own span, or else the caller's. Both are valid."""
     value: str | None = request.environ.get(request_observer.TRACEPARENT)
     return () if value is None else ((tracing.TRACEPARENT, value),)
 

@@ -1,8 +1,8 @@
-"""Granian, set up for the facade: where it listens, and how its certificate is exchanged.
+"""Granian, set up for the facade: its address, its limits, and the renewal of its certificate.
 
-Granian's worker reads the certificate when it starts, and never again. So when the files change, a new worker takes
-over from the old one, which ends what it has begun. What workers read are copies in memory (Linux has a way) of files
-that were found good: a worker that starts while the files are being written, or are broken, must not fail by them.
+A worker of Granian reads the certificate only once, when it starts. When the files change, a new worker takes over, and
+the old one finishes its requests. Workers read copies in memory (`memfd`) of files that were valid, so that a worker
+doesn't fail when it starts while the files are being replaced.
 """
 
 import logging
@@ -22,17 +22,17 @@ from cellexport.pem import Pem, PemReloader
 from cellexport.program.listening import SOCKET_MODE, Listener
 
 _THREADS = 32
-# How long a request that is being served may take to end.
+# How long a request may take to finish during shutdown.
 _GRACE_SECONDS = 4
-# How long a new worker may take until it serves, before the old one is told to end.
+# How long a new worker has to start before the old one must stop.
 _OVERLAP_SECONDS = 3.5
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 
 _log = logging.getLogger("gateway")
 
 
 def server(app: str, listener: Listener, log_config: dict[str, Any]) -> MPServer:
-    """A server that is ready to serve.
+    """Return a server that is ready to serve.
 
     Args:
         app: `module:function` that makes the application in a worker.
@@ -64,11 +64,11 @@ def server(app: str, listener: Listener, log_config: dict[str, Any]) -> MPServer
 
 
 def require_free(name: str, address: Address) -> None:
-    """Raise `SettingError` if the address can't be listened on: Granian shares its port with whoever else does."""
+    """Raise `SettingError` if the address is in use. Granian itself would share the port with the other program."""
     try:
         address.probe()
         if address.file:
-            # Left behind by one who has died: the probe has found nobody.
+            # A dead program left the socket behind: the probe found no listener.
             address.file.unlink(missing_ok=True)
     except OSError as error:
         raise SettingError(
@@ -78,44 +78,44 @@ def require_free(name: str, address: Address) -> None:
 
 
 class _Server(MPServer):
-    """Granian, which closes idle connections when it is told to end, and answers what it has begun to read."""
+    """Granian's server. It shuts down gracefully at the first signal, and ends at once at the second."""
 
     def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
-        # The second ends this program at once, and the worker with it.
+        # The second signal ends this program at once, and the worker with it.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
-        _log.info("ending: requests under way are answered, and no connection is taken any more")
+        _log.info("shutting down: finishing open requests, refusing new connections")
         super().signal_handler_interrupt(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 class _Certificates:
-    """What a server's workers read when they start."""
+    """The TLS files that workers read when they start, as copies in memory."""
 
     def __init__(self, server: MPServer, reloader: PemReloader) -> None:
         self._server = server
         self._reloader = reloader
         self._files: list[int] = []
-        # Of the worker before, which may be just starting.
+        # Those of the previous worker, which may just be starting.
         self._older: list[int] = []
-        self._show(reloader.latest)
+        self._publish(reloader.latest)
 
     def follow(self) -> None:
-        """Begin a new worker whenever the files change. Never returns."""
+        """Start a new worker whenever the files change. Never return."""
         pause = threading.Event()
-        while not pause.wait(_LOOK_SECONDS):
+        while not pause.wait(_CHECK_SECONDS):
             fresh = self._reloader.renewed()
             if fresh is not None:
-                self._show(fresh)
+                self._publish(fresh)
                 self._server.signal_handler_reload()  # type: ignore[no-untyped-call]  # as SIGHUP does
                 pause.wait(_OVERLAP_SECONDS + _GRACE_SECONDS)
 
-    def _show(self, pem: Pem) -> None:
+    def _publish(self, pem: Pem) -> None:
         for file in self._older:
             os.close(file)
         self._older = self._files
         self._files = [_in_memory(content) for content in (pem.chain, pem.key, pem.authorities) if content]
         chain, key, *authorities = (f"/proc/{os.getpid()}/fd/{file}" for file in self._files)
-        # Not by Granian's parameters: it would resolve these paths, and they lead to no name.
+        # Set here, because Granian's constructor resolves paths, and these have no name in a directory.
         authority = authorities[0] if authorities else None
         context: SSLCtx = (True, chain, key, None, str(SSLProtocols.tls12), authority, [], bool(authorities))
         self._server.ssl_ctx = context  # type: ignore[assignment]  # its type is inferred from a server without TLS

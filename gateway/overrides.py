@@ -1,8 +1,8 @@
-"""Headers that stand in for others: `X-HTTP-Method-Override`, and `X-Override` for callers who can't set real ones.
+"""Middleware for headers that replace others: `X-HTTP-Method-Override`, and `X-Override` for limited clients.
 
-Caveat: whoever may send `X-Override` may send, in it, the headers named below. An edge in front of this program that
-filters or checks such headers (an `Authorization`, say) does not see them there: turn it off with
-`CELLEXPORT_X_OVERRIDE=off`. It never reaches `Host`, framing, forwarding headers, the request key or the method.
+Caveat: `X-Override` can carry the headers named below. A proxy in front that filters or checks such a header, for
+example `Authorization`, doesn't see it inside `X-Override`: then set `CELLEXPORT_X_OVERRIDE=off`. An override never
+changes `Host`, framing, forwarding headers, the request key or the method.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-# Where the application finds why the overrides are to be refused, if they are.
+# The key of the environ with the reason why the overrides must be refused.
 REFUSED = "cellexport.override_refused"
 
 _LONGEST = 8 * 1024
@@ -21,15 +21,15 @@ _OVERRIDABLE = {
     "cookie": "HTTP_COOKIE",
     "x-personium-unit-user": "HTTP_X_PERSONIUM_UNIT_USER",
 }
-# A WSGI server joins header lines with commas. Only a comma before a header's name and a colon can be such a one.
+# A WSGI server joins header lines with commas. Only a comma before a header's name and a colon can separate lines.
 _BETWEEN_PAIRS = re.compile(r",(?=[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*:)")
 
 
 class MethodOverride:
-    """Middleware: on a real POST, the method that `X-HTTP-Method-Override` names is the method in every respect.
+    """Replaces the method of a real POST by the one that `X-HTTP-Method-Override` names.
 
     Args:
-        methods: the methods there are. Any other name, `get` among them, stands for one that there is not.
+        methods: the known methods, case-sensitive. Any other name becomes UNKNOWN.
     """
 
     def __init__(self, app: WSGIApplication, methods: frozenset[str]) -> None:
@@ -46,7 +46,7 @@ class MethodOverride:
 
 
 class HeaderOverride:
-    """Middleware: applies `X-Override`. Too much of it is left to the application to refuse, in its turn."""
+    """Applies `X-Override`. If it is too large, marks it for the application to refuse in the contract's order."""
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
@@ -59,7 +59,7 @@ class HeaderOverride:
 
 
 def _without_length(start_response: StartResponse) -> StartResponse:
-    """The client has sent a POST, and would wait for as many bytes as a GET's answer has."""
+    """Remove Content-Length: the client sent a POST, and would wait for the bytes of a GET's body."""
 
     def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
         kept = [(name, value) for name, value in headers if name.lower() != "content-length"]
@@ -69,12 +69,12 @@ def _without_length(start_response: StartResponse) -> StartResponse:
 
 
 def split(text: str) -> list[str]:
-    """The pairs of an `X-Override` as it arrived, however many lines it came in."""
+    """Return the pairs of an `X-Override`, whether it arrived in one line or in several."""
     return _BETWEEN_PAIRS.split(text)
 
 
 def pairs(texts: list[str]) -> Iterator[tuple[str, str]]:
-    """Names and values; what has no colon, or nothing before it, is passed over."""
+    """Yield names and values. A text without a colon, or with nothing before it, is ignored."""
     for text in texts:
         name, colon, value = text.partition(":")
         if colon and name.strip():

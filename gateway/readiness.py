@@ -1,4 +1,4 @@
-"""Whether there is a server to serve with: what an orchestrator asks the gateway by `/readyz`."""
+"""The readiness of the gateway, for `/readyz`: whether a server is SERVING."""
 
 import json
 import logging
@@ -14,24 +14,24 @@ from cellexport.environment import SettingError
 
 _DEADLINE_SECONDS = 0.9
 _FRESH_SECONDS = 1.0
-# What is known longer than that is waited to be known anew, instead of told while somebody else asks.
+# A result older than this is not served from cache: requests wait for the fresh check.
 _STALE_SECONDS = 3.0
-_TURNS: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
-# Of several servers, one that is SERVING is asked. To know which that is takes a watch of health at each of them; there
-# are only so many watches, and anybody may have them. So where that channel knows of none, servers are asked in turn.
-_SERVICE_CONFIGS = (json.dumps(_TURNS | {"healthCheckConfig": {"serviceName": ""}}), json.dumps(_TURNS))
+_ROUND_ROBIN: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
+# The first channel watches the health of every server and asks one that is SERVING. A server limits such watches, and
+# strangers may take them all. Then that channel finds no server, and the second asks the servers in turn.
+_SERVICE_CONFIGS = (json.dumps(_ROUND_ROBIN | {"healthCheckConfig": {"serviceName": ""}}), json.dumps(_ROUND_ROBIN))
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    when: float
+class _Result:
+    checked_at: float
     ready: bool
 
 
 class Readiness:
-    """However many want to know, the server is asked once a second at the most, and by one of them.
+    """The cached result of a health check. However many ask, the server is checked at most once a second.
 
     Args:
         target: the server's gRPC name.
@@ -41,39 +41,39 @@ class Readiness:
     def __init__(self, target: str, tls: client.Tls | None = None) -> None:
         self._target = target
         self._tls = tls
-        self._asking = threading.Lock()
-        self._known = _Known(float("-inf"), ready=False)
-        # Made with the first question: a channel does not survive the fork of a pre-forking server.
+        self._checking = threading.Lock()
+        self._result = _Result(float("-inf"), ready=False)
+        # Made with the first check: a channel does not survive the fork of a pre-forking server.
         self._lazy_channels: tuple[grpc.Channel, ...] = ()
 
-    def known(self) -> bool:
-        """Whether a server says in time that it is SERVING."""
-        age = time.monotonic() - self._known.when
-        if age < _FRESH_SECONDS or not self._asking.acquire(blocking=age > _STALE_SECONDS):
-            return self._known.ready
+    def is_ready(self) -> bool:
+        """Return whether a server answers within 0.9 seconds that it is SERVING. The result may be 3 seconds old."""
+        age = time.monotonic() - self._result.checked_at
+        if age < _FRESH_SECONDS or not self._checking.acquire(blocking=age > _STALE_SECONDS):
+            return self._result.ready
         try:
-            if time.monotonic() - self._known.when >= _FRESH_SECONDS:
-                ready = self._ask()
-                if ready != self._known.ready:
+            if time.monotonic() - self._result.checked_at >= _FRESH_SECONDS:
+                ready = self._check()
+                if ready != self._result.ready:
                     _log.info("ready" if ready else "not ready: no server is SERVING")
-                self._known = _Known(time.monotonic(), ready)
-            return self._known.ready
+                self._result = _Result(time.monotonic(), ready)
+            return self._result.ready
         finally:
-            self._asking.release()
+            self._checking.release()
 
-    def _ask(self) -> bool:
+    def _check(self) -> bool:
         try:
             self._lazy_channels = self._lazy_channels or tuple(
                 client.channel(self._target, self._tls, service_config=config) for config in _SERVICE_CONFIGS
             )
         except SettingError:
-            # Its TLS files are being exchanged, or no good.
+            # The TLS files are invalid, or just being replaced.
             return False
         until = time.monotonic() + _DEADLINE_SECONDS
-        return any(_says_serving(channel, until) for channel in self._lazy_channels)
+        return any(_is_serving(channel, until) for channel in self._lazy_channels)
 
 
-def _says_serving(channel: grpc.Channel, until: float) -> bool:
+def _is_serving(channel: grpc.Channel, until: float) -> bool:
     check = channel.unary_unary(
         "/grpc.health.v1.Health/Check",
         request_serializer=HealthCheckRequest.SerializeToString,

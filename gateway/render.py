@@ -1,4 +1,4 @@
-"""The status and the errors in the document's words, as compact JSON. Nothing else is ever in a body."""
+"""Bodies of responses: the status and the errors in the document's words, as compact JSON."""
 
 import json
 from datetime import UTC, datetime
@@ -9,11 +9,14 @@ from cellexport.v1.cell_export_pb2 import CellExport
 
 
 def status(cell_export: CellExport) -> str:
-    """The document's object: one key when ready, four while an export is in progress."""
+    """Return the document's object: one key when ready, four while an export is in progress.
+
+    Raises:
+        ValueError: if the server sends a state that this version doesn't know. No answer is better than a guess.
+    """
     if cell_export.state == CellExport.STATE_READY:
         return _json({"status": "ready"})
     if cell_export.state != CellExport.STATE_EXPORTING:
-        # A state that this version doesn't know: better no answer than a guess.
         raise ValueError("the server answered with an unknown state")
     exportation = cell_export.exportation
     return _json(
@@ -27,16 +30,17 @@ def status(cell_export: CellExport) -> str:
 
 
 def operational() -> str:
-    """For those who run the gateway, not of the document."""
+    """Return the body of a probe. It is not part of the document."""
     return _json({"status": "ok"})
 
 
 def error(code: str, message: str) -> str:
+    """Return the body of an error."""
     return _json({"code": code, "message": {"lang": "en", "value": message}})
 
 
 def _time(timestamp: Timestamp) -> str:
-    """ISO 8601 in UTC, always with three digits of milliseconds."""
+    """Return ISO 8601 in UTC, always with three digits of milliseconds."""
     whole = datetime.fromtimestamp(timestamp.seconds, UTC)
     return f"{whole:%Y-%m-%dT%H:%M:%S}.{timestamp.nanos // 1_000_000:03}Z"
 

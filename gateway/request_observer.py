@@ -1,7 +1,7 @@
-"""Sees every request from its beginning to its end: for metrics, for traces, and for the log.
+"""Middleware that observes every request from beginning to end, for metrics, traces and the log.
 
-Caveat: it believes whoever says `traceparent`, as far as that goes: a caller can name the trace that his request is
-found under, and have it recorded where the sampler leaves that to callers. It gives no right to anything.
+Caveat: it trusts the `traceparent` header. A caller can choose the trace id of its request, and can have the trace
+recorded if the sampler follows callers. The header grants no rights.
 """
 
 import time
@@ -15,7 +15,7 @@ from cellexport.program import logs, tracing
 from cellexport.program.tracing import Span, Spans
 from gateway.metrics import Metrics
 
-# Where `forwarding` finds what the server is told of the trace.
+# The key of the environ under which `forwarding` finds the trace for the server.
 TRACEPARENT = "cellexport.traceparent"
 _ROUTE = "cellexport.route"
 _KEY = "cellexport.request_key"
@@ -23,24 +23,21 @@ _OTHER = "other"
 
 
 def note_request(response: Response) -> Response:
-    """Tell the middleware below what only the application knows: to call after each request."""
+    """Hand route and request key to the middleware. The application calls this after each request."""
     request.environ[_ROUTE] = request.url_rule.rule if request.url_rule else _OTHER
     request.environ[_KEY] = g.get("request_key")
     return response
 
 
 class RequestObserver:
-    """Middleware.
+    """The middleware.
 
     Args:
-        methods: the methods there are; any other is counted as `other`.
+        methods: the known HTTP methods. Every other is counted as `other`.
         spans: None if traces are off.
-        metrics: None if nobody reads them.
     """
 
-    def __init__(
-        self, app: WSGIApplication, methods: frozenset[str], spans: Spans | None, metrics: Metrics | None
-    ) -> None:
+    def __init__(self, app: WSGIApplication, methods: frozenset[str], spans: Spans | None, metrics: Metrics) -> None:
         self._app = app
         self._methods = methods
         self._spans = spans
@@ -58,8 +55,6 @@ class RequestObserver:
             return self._measured(environ, start_response, span)
 
     def _measured(self, environ: WSGIEnvironment, start_response: StartResponse, span: Span | None) -> Iterable[bytes]:
-        if span is None and self._metrics is None:
-            return self._app(environ, start_response)
         began = time.perf_counter()
         status = "500"
 
@@ -68,10 +63,9 @@ class RequestObserver:
             status = line[:3]
             return start_response(line, headers, exc_info)
 
-        if self._metrics is not None:
-            self._metrics.in_flight.inc()
+        self._metrics.begin_request()
         try:
-            # The body is whole by now: no answer of ours is made while it is sent.
+            # The whole body exists when the application returns: no response is streamed.
             return self._app(environ, start)
         finally:
             self._end(environ, status, time.perf_counter() - began, span)
@@ -83,19 +77,17 @@ class RequestObserver:
         return self._spans.serve("HTTP", traceparent, state, {"url.scheme": environ["wsgi.url_scheme"]})
 
     def _end(self, environ: WSGIEnvironment, status: str, seconds: float, span: Span | None) -> None:
-        # As the overrides have left it.
+        # The method after the overrides.
         method = environ["REQUEST_METHOD"]
         method = method if method in self._methods else _OTHER
         route = environ.get(_ROUTE, _OTHER)
-        if self._metrics is not None:
-            self._metrics.in_flight.dec()
-            self._metrics.count_request(method, route, status, seconds)
+        self._metrics.end_request(method, route, status, seconds)
         if span is not None:
             _end_span(span, "HTTP" if method == _OTHER else method, route, status, environ.get(_KEY))
 
 
 def _end_span(span: Span, method: str, route: str, status: str, key: str | None) -> None:
-    """By OpenTelemetry's conventions, of which one is that only what is the server's fault has failed."""
+    """End a span by OpenTelemetry's conventions. Only a 5xx counts as failed."""
     attributes: dict[str, str | int] = {
         "http.request.method": "_OTHER" if method == "HTTP" else method,
         "http.response.status_code": int(status),

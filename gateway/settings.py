@@ -1,4 +1,4 @@
-"""The gateway's settings."""
+"""The settings of the gateway."""
 
 import ipaddress
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Settings:
     listener: Listener
     personium_version: str
     x_override: bool
-    # None if there are none.
+    # None if metrics are off.
     metrics: Address | None
     traces: bool
 
@@ -29,7 +29,7 @@ class Settings:
         """Read the settings from an environment.
 
         Args:
-            check_files: whether TLS files that are no good are a bad value.
+            check_files: whether to refuse invalid TLS files.
 
         Raises:
             SettingError: for a bad value.

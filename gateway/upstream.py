@@ -1,4 +1,4 @@
-"""The calls to the server, each with a deadline."""
+"""Calls to the server, each with a deadline."""
 
 import threading
 import time
@@ -11,12 +11,12 @@ from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, StartCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 
-# A request is answered within 3 seconds, whatever the server does.
+# Every request is answered within 3 seconds, whatever the server does.
 _DEADLINE_SECONDS = 2.5
-# A call at once after a connection broke may be sent on the same, which has not found out yet.
+# A call made at once after a connection broke may still use that connection.
 _PAUSE_SECONDS = 0.05
-# For less time than a status is asked for again: of servers that are replaced one after the other, one is in use again
-# before the next is missed. Gateways are few, and so are those that knock.
+# Keep the reconnect delay below the time for which a request is retried, so that a rolling restart fails none. There
+# are few gateways, so this costs the servers little.
 _FOUND_AGAIN_SECONDS = 0.25
 
 
@@ -24,28 +24,29 @@ Count = Callable[[str, grpc.StatusCode], None]
 
 
 class Upstream:
-    """The server, as the facade sees it. Every method raises `grpc.RpcError`, and `SettingError` as long as there is no
-    channel yet and its TLS files are no good.
+    """The facade's client of the server.
+
+    Every method raises `grpc.RpcError`; and `SettingError` before the first channel, while its TLS files are invalid.
 
     Args:
         target: the server's gRPC name.
         tls: None for plaintext.
-        count: called with the path and the status of each call that has ended.
+        count: called with the path and the status of each finished call.
     """
 
-    def __init__(self, target: str, tls: client.Tls | None = None, count: Count | None = None) -> None:
+    def __init__(self, target: str, tls: client.Tls | None, count: Count) -> None:
         self._target = target
         self._tls = tls
         self._count = count
         self._lock = threading.Lock()
-        # Never set.
+        # Never set: it only waits.
         self._pause = threading.Event()
         self._lazy_stub: CellExportServiceStub | None = None
 
     def get(self, cell: str, metadata: client.Metadata) -> CellExport:
-        """Asked for once more, within the same time, if the connection broke before the server's word was here.
+        """Return the cell's status. Retry once, within the same deadline, if the connection broke before the answer.
 
-        The channel does that only for as long as nothing of an answer has come.
+        The channel itself retries only while no part of an answer has arrived.
         """
         until = time.monotonic() + _DEADLINE_SECONDS
         try:
@@ -57,6 +58,7 @@ class Upstream:
             return self._get(cell, metadata, until - time.monotonic())
 
     def start(self, cell: str, name: str | None, metadata: client.Metadata) -> CellExport:
+        """Start an export. Never retried: the first call may have started it."""
         request = StartCellExportRequest(cell=cell, name=name)
         return self._stub().StartCellExport(request, timeout=_DEADLINE_SECONDS, metadata=metadata).cell_export
 
@@ -65,13 +67,11 @@ class Upstream:
         return self._stub().GetCellExport(request, timeout=seconds, metadata=metadata).cell_export
 
     def _stub(self) -> CellExportServiceStub:
-        """Made with the first call: a channel does not survive the fork of a pre-forking server."""
+        """Return the stub, made with the first call: a channel does not survive the fork of a pre-forking server."""
         with self._lock:
             if self._lazy_stub is None:
                 channel = client.channel(self._target, self._tls, found_again_seconds=_FOUND_AGAIN_SECONDS)
-                if self._count is not None:
-                    channel = grpc.intercept_channel(channel, _Counted(self._count))
-                self._lazy_stub = CellExportServiceStub(channel)
+                self._lazy_stub = CellExportServiceStub(grpc.intercept_channel(channel, _Counted(self._count)))
             return self._lazy_stub
 
 

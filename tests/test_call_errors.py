@@ -1,0 +1,146 @@
+"""Refusals of a server that is newer than the gateway: real answers on the wire, through the real application."""
+
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from werkzeug.test import Client, TestResponse
+
+from gateway import create_app
+from gateway.settings import Settings
+
+METHOD = "/cellexport.v1.CellExportService/GetCellExport"
+UNIT_URL = "https://unit1.example/"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What the server of these tests answers."""
+
+    status: grpc.StatusCode
+    reason: str = "NEWER_THAN_THE_GATEWAY"
+    code: str = ""
+    message: str = "Newer than the gateway."
+    retry: bool = False
+
+
+class NewerServer(grpc.GenericRpcHandler):
+    """Refuses every call with the same refusal."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        self._refusal = refusal
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
+        if handler_call_details.method != METHOD:
+            return None
+        return grpc.unary_unary_rpc_method_handler(self._refuse)
+
+    def _refuse(self, _: bytes, context: grpc.ServicerContext) -> bytes:
+        refusal = self._refusal
+        status = status_pb2.Status(code=refusal.status.value[0], message=refusal.message)
+        metadata = {"personium_code": refusal.code} if refusal.code else {}
+        info = error_details_pb2.ErrorInfo(reason=refusal.reason, domain="cellexport", metadata=metadata)
+        status.details.add().Pack(info)
+        if refusal.retry:
+            delay = duration_pb2.Duration(seconds=1)
+            status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+        context.abort(refusal.status, refusal.message)
+
+
+@contextmanager
+def facade(refusal: Refusal) -> Iterator[Client]:
+    """Run the application in front of a server that answers so."""
+    server = grpc.server(futures.ThreadPoolExecutor(2), handlers=(NewerServer(refusal),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        settings = Settings.read({"CELLEXPORT_GRPC_TARGET": f"127.0.0.1:{port}", "CELLEXPORT_UNIT_URL": UNIT_URL})
+        yield Client(create_app(settings))
+    finally:
+        server.stop(None).wait()
+
+
+def ask(refusal: Refusal) -> TestResponse:
+    with facade(refusal) as http:
+        return http.get("/demo/__export")
+
+
+# The HTTP status of each gRPC status, and the code where the server sends none.
+STATUSES = {
+    "INVALID_ARGUMENT": "PR400-CX-0000",
+    "OUT_OF_RANGE": "PR400-CX-0000",
+    "UNAUTHENTICATED": "PR401-AU-0001",
+    "PERMISSION_DENIED": "PR403-AU-0002",
+    "NOT_FOUND": "PR404-CX-0000",
+    "ALREADY_EXISTS": "PR409-CX-0000",
+    "FAILED_PRECONDITION": "PR409-CX-0000",
+    "ABORTED": "PR409-CX-0000",
+    "RESOURCE_EXHAUSTED": "PR503-SV-0001",
+    "UNAVAILABLE": "PR503-SV-0002",
+    "CANCELLED": "PR503-SV-0002",
+    "DEADLINE_EXCEEDED": "PR504-SV-0001",
+    "DATA_LOSS": "PR500-SV-9999",
+    "INTERNAL": "PR500-SV-9999",
+    "UNKNOWN": "PR500-SV-9999",
+    "UNIMPLEMENTED": "PR500-SV-9999",
+}
+
+
+def test_the_table_names_every_status_of_an_error() -> None:
+    assert STATUSES.keys() == {status.name for status in grpc.StatusCode if status is not grpc.StatusCode.OK}
+
+
+@pytest.mark.parametrize(("status", "code"), STATUSES.items())
+def test_an_unknown_reason_without_a_code_is_answered_by_its_status(status: str, code: str) -> None:
+    answer = ask(Refusal(grpc.StatusCode[status]))
+    assert (answer.status_code, answer.json["code"]) == (int(code[2:5]), code)  # type: ignore[index]  # it is JSON
+    assert ("Retry-After" in answer.headers) == (answer.status_code == 503)
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
+
+
+@pytest.mark.parametrize(("status", "code"), STATUSES.items())
+@pytest.mark.parametrize("retry", [False, True])
+def test_an_unknown_reason_with_a_code_is_answered_by_code_and_message(status: str, code: str, retry: bool) -> None:
+    newer = f"{code[:6]}ZZ-0042"
+    answer = ask(Refusal(grpc.StatusCode[status], code=newer, retry=retry))
+    assert answer.status_code == int(code[2:5])
+    assert answer.json == {"code": newer, "message": {"lang": "en", "value": "Newer than the gateway."}}
+    assert ("Retry-After" in answer.headers) == retry
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal(grpc.StatusCode.NOT_FOUND, code="PR409-ZZ-0042"),
+        Refusal(grpc.StatusCode.NOT_FOUND, code="PR404-ZZ-0042\n"),
+        Refusal(grpc.StatusCode.NOT_FOUND, code="PR404-zz-0042"),
+        Refusal(grpc.StatusCode.NOT_FOUND, code="404"),
+        Refusal(grpc.StatusCode.NOT_FOUND, code="PR404-ZZ-0042", message=""),
+        Refusal(grpc.StatusCode.NOT_FOUND, code="PR404-ZZ-0042", message="x" * 513),
+        Refusal(grpc.StatusCode.NOT_FOUND, code="PR404-ZZ-0042", message="two\nlines"),
+    ],
+)
+def test_a_code_or_message_that_can_not_be_right_is_not_passed_on(refusal: Refusal) -> None:
+    answer = ask(refusal)
+    assert answer.status_code == 404
+    assert answer.json == {
+        "code": "PR404-CX-0000",
+        "message": {"lang": "en", "value": "The server did not find the resource."},
+    }
+
+
+def test_braces_in_a_message_are_left_alone() -> None:
+    answer = ask(Refusal(grpc.StatusCode.NOT_FOUND, code="PR404-ZZ-0042", message="No {} here."))
+    assert answer.json["message"]["value"] == "No {} here."  # type: ignore[index]  # it is JSON
+
+
+@pytest.mark.parametrize("code", ["", "PR401-ZZ-0042"])
+def test_a_newer_401_has_a_challenge_that_blames_no_token(code: str) -> None:
+    answer = ask(Refusal(grpc.StatusCode.UNAUTHENTICATED, code=code))
+    assert answer.headers.getlist("WWW-Authenticate") == [f'Bearer realm="{UNIT_URL}demo/"']
