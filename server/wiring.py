@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
@@ -29,6 +28,7 @@ from server.ops.drain import Drain
 from server.ops.event_log import EventLog
 from server.ops.health import SERVICE as HEALTH_SERVICE
 from server.ops.health import Health
+from server.ops.metrics import Metrics, NoMetrics
 from server.ops.reflection import Reflection
 from server.rpc.admission import Admission
 from server.rpc.guard import Guard
@@ -38,9 +38,6 @@ from server.rpc.services import CellExportService, ExporterService
 from server.settings import Settings
 from server.stores.measured import MeasuredStore
 from server.stores.opening import open_store
-
-if TYPE_CHECKING:
-    from server.ops.metrics import Metrics
 
 _SERVICES = (
     cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"],
@@ -70,7 +67,7 @@ async def serving(
             stack.push_async_callback(asyncio.to_thread, spans.close)
         store: Store = await open_store(settings.store, clock)
         stack.push_async_callback(store.close)
-        if metrics is not None:
+        if settings.metrics is not None:
             store = MeasuredStore(store, metrics.time_store)
         events = await _open_events(settings, metrics)
         stack.push_async_callback(events.close)
@@ -85,7 +82,7 @@ async def serving(
             log=events,
             queue_limit=settings.queue_limit,
             clock=clock,
-            on_end=metrics.count_end if metrics else _ignore,
+            on_end=metrics.count_end,
         )
         calls = CallsInFlight()
         guard = Guard(Admission(judge=build_judge(settings.tokens, settings.urls, clock), cells=cells), calls, clock)
@@ -97,19 +94,18 @@ async def serving(
             lease_seconds=settings.lease_seconds,
             queue_seconds=settings.queue_seconds,
             clock=clock,
-            on_scan=metrics.count_exports if metrics else _ignore,
+            on_scan=metrics.count_exports,
         )
         repository.on_refused_write(expiry.restart)
         watches = Watches(store, repository, keepalive_seconds=settings.watch_keepalive_seconds)
         cell_exports = CellExportService(
             repository=repository, lifecycle=lifecycle, watches=watches, log=events, clock=clock
         )
-        if metrics is not None:
-            metrics.watches.set_function(lambda: cell_exports.watch_limit.open)
+        metrics.follow_watches(lambda: cell_exports.watch_limit.open)
         exporters = ExporterService(
             lifecycle, claims, cells, unit_url=settings.urls.unit, lease_seconds=settings.lease_seconds
         )
-        observer = CallObserver(spans, metrics and metrics.calls)
+        observer = CallObserver(spans, metrics.calls)
         health = Health(pulse, [service.full_name for service in _SERVICES])
         reflection = Reflection((*_SERVICES, HEALTH_SERVICE))
         server = grpc.aio.server(
@@ -132,19 +128,15 @@ async def serving(
         yield address
 
 
-def _ignore(_: object) -> None:
-    return
-
-
-def _open_metrics(settings: Settings, stack: AsyncExitStack) -> "Metrics | None":
+def _open_metrics(settings: Settings, stack: AsyncExitStack) -> Metrics:
     address = settings.metrics
     if address is None:
-        return None
+        return NoMetrics()
     # Imported only when needed: the library takes 5 MB of memory.
     from cellexport.program.metrics_server import MetricsServer
-    from server.ops.metrics import Metrics
+    from server.ops.prometheus_metrics import PrometheusMetrics
 
-    metrics = Metrics()
+    metrics = PrometheusMetrics()
     try:
         serving = MetricsServer.open(metrics.registry, address)
     except OSError as error:
@@ -153,11 +145,11 @@ def _open_metrics(settings: Settings, stack: AsyncExitStack) -> "Metrics | None"
     return metrics
 
 
-async def _open_events(settings: Settings, metrics: "Metrics | None") -> Events:
+async def _open_events(settings: Settings, metrics: Metrics) -> Events:
     if settings.event_log is None:
         return NoEvents()
     try:
-        return await EventLog.open(settings.event_log, lost=metrics.events_lost.inc if metrics else bool)
+        return await EventLog.open(settings.event_log, lost=metrics.count_lost_events)
     except OSError as error:
         why = f"{settings.event_log} can't be written ({error.strerror})"
         raise SettingError(f"CELLEXPORT_EVENT_LOG: {why}. Name another file, or say off.") from error

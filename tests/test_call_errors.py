@@ -56,7 +56,7 @@ class NewerServer(grpc.GenericRpcHandler):
 @contextmanager
 def facade(refusal: Refusal) -> Iterator[Client]:
     """Run the application in front of a server that answers so."""
-    server = grpc.server(futures.ThreadPoolExecutor(2), handlers=(NewerServer(refusal),))
+    server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[NewerServer(refusal)])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

@@ -225,7 +225,7 @@ def test_a_full_disk_is_told_once_and_stops_nobody(unit: Unit) -> None:
     server = unit.start_server(CELLEXPORT_EVENT_LOG="/dev/full")
     for _ in range(20):
         unit.get()
-    server.wait_for_log("the event log can't be written")
+    server.wait_for_log("event log not writable")
     unit.get()
     assert server.terminate() == 0
     assert len([line for line in server.lines() if line["level"] == "error"]) == 1

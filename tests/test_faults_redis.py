@@ -527,7 +527,7 @@ def test_a_redis_that_evicts_is_refused_at_the_start_and_found_out_later(unit: U
     second = unit.start("server", CELLEXPORT_GRPC_LISTEN=f"127.0.0.1:{free_port()}")
     assert second.process.wait(10) == 2
     assert second.log.read_text().count("\n") == 1
-    assert "maxmemory-policy is allkeys-lru, which throws keys away: set it to noeviction" in second.log.read_text()
+    assert "maxmemory-policy is allkeys-lru, which evicts keys: set it to noeviction" in second.log.read_text()
     unit.programs[0].wait_for_log("store unavailable")
     must_be_away(unit)
     with store.client() as client:

@@ -261,7 +261,7 @@ def test_a_server_that_is_told_to_end_is_avoided_first_and_refuses_then(unit: Un
     assert server.process.wait(5) == 0
     assert 1.5 <= time.monotonic() - begun < 3
     said = server.log.read_text()
-    for line in ("draining: health is NOT_SERVING", "ending: no call is taken any more", "ended"):
+    for line in ("draining: health is NOT_SERVING", "shutting down: refusing new calls", "stopped"):
         assert line in said
     assert "Traceback" not in said
     assert "destroyed" not in said
@@ -304,7 +304,7 @@ def test_a_second_signal_ends_a_server_at_once(unit: Unit) -> None:
 def test_a_server_that_is_told_to_end_while_it_starts_does_so_in_peace(unit: Unit) -> None:
     # A store that can't be reached makes the start long.
     server = unit.start("server", CELLEXPORT_STORE="redis://127.0.0.1:1/0")
-    server.wait_for_log("Redis can't be used yet")
+    server.wait_for_log("Redis unavailable at start")
     server.signal(signal.SIGTERM)
     assert server.process.wait(5) == 0
     assert "Traceback" not in server.log.read_text()

@@ -22,8 +22,8 @@ from cellexport import client
 from cellexport.v1.cell_export_pb2 import Outcome, WatchCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from cellexport.v1.exporter_pb2 import ClaimExportRequest
-from server.ops.call_metrics import CallMetrics
 from server.ops.call_observer import CallObserver
+from server.ops.prometheus_call_metrics import PrometheusCallMetrics
 from unit import ROOT, TOKEN, HandExporter, Unit, eventually, free_port
 
 Labels = dict[str, str]
@@ -254,7 +254,7 @@ class Streams:
 @asynccontextmanager
 async def serving_streams(registry: CollectorRegistry) -> AsyncIterator[tuple[Streams, grpc.aio.Channel]]:
     streams = Streams()
-    server = grpc.aio.server(interceptors=[CallObserver(None, CallMetrics(registry))])
+    server = grpc.aio.server(interceptors=[CallObserver(None, PrometheusCallMetrics(registry))])
     handlers: dict[str, Any] = {
         name: grpc.unary_stream_rpc_method_handler(getattr(streams, name))
         for name in ("yielding", "writing", "flooding")

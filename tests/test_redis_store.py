@@ -291,7 +291,7 @@ def test_over_tls_only_a_redis_that_proves_who_it_is_is_spoken_to(unit: Unit, tm
         # By a name that is not in its certificate, or of an authority that nobody knows, it is nobody.
         for stranger in (url.replace("localhost", "127.0.0.1"), url.partition("?")[0]):
             refused = unit.start_server(CELLEXPORT_STORE=stranger)
-            refused.wait_for_log("Redis can't be used yet")
+            refused.wait_for_log("Redis unavailable at start")
             refused.kill()
     finally:
         server.stop()

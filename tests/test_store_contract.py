@@ -14,7 +14,7 @@ from records import following, full, idle
 from redis_server import RedisServer, running
 from server.exports.clock import now_ms
 from server.exports.model import CellRecord, Trust
-from server.exports.store import QUEUE, Store
+from server.exports.store import Store
 from server.stores.redis.place import RedisPlace
 from server.stores.redis.store import RedisStore
 from server.stores.sqlite.store import SqliteStore
@@ -165,7 +165,7 @@ def test_a_loss_of_nothing_is_no_doubt(backend: Backend) -> None:
 def test_whoever_waits_is_told_of_changes_of_its_cell_and_of_no_other(backend: Backend) -> None:
     async def test(store: Store) -> None:
         await asyncio.sleep(0.3)
-        with store.changes("demo") as changed, store.changes("other") as other, store.changes(QUEUE) as queued:
+        with store.changes("demo") as changed, store.changes("other") as other, store.queue_changes() as queued:
             for event in (changed, other, queued):
                 event.clear()
             first = following(await store.read("demo"))

@@ -10,7 +10,7 @@ from server.exports import transitions
 from server.exports.lease import Claim, hash_held
 from server.exports.model import CellRecord, Trust
 from server.exports.repository import Repository
-from server.exports.store import QUEUE, Store
+from server.exports.store import Store
 from server.refusals import Refusal, Refused
 
 _REQUEST_ID = re.compile(r"[a-zA-Z0-9_-]{16,64}", re.ASCII)
@@ -63,7 +63,7 @@ class Claims:
             Refused: CLAIM_INVALID, SERVER_SHUTDOWN
         """
         request = _request(request_id, holder)
-        with self._store.changes(QUEUE) as queued:
+        with self._store.queue_changes() as queued:
             self._waiting.add(queued)
             try:
                 return await self._claim_when_queued(request, wait_seconds, queued)

@@ -1,4 +1,4 @@
-"""The port to where records are kept."""
+"""The port to the store that keeps the records."""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,55 +7,55 @@ from typing import Protocol
 
 from server.exports.model import CellRecord
 
-# The topic of `Store.changes` for exports that begin to wait for an exporter. No cell has that name.
-QUEUE = ""
-
 
 class StoreError(Exception):
-    """Raised when a store can't be opened. Its text says what is wrong and what to do, and holds no secret."""
+    """Raised when a store can't be opened. The text says what is wrong and what to do, and contains no secret."""
 
 
 class Store(Protocol):
-    """Keeps one record a cell, and replaces it only in the way that two writers can't both succeed.
+    """A store of one record for each cell. Of two simultaneous writers of a record, only one succeeds.
 
-    Revisions rise even where the store forgets: one that was made anew, or has lost its latest writes, goes on above
-    all that it may have forgotten. A store that notices such a loss says so: what it reads is then doubtful, until it
-    has been written again, or somebody has waited long enough for that and calls `settle`.
+    Revisions rise even if the store loses writes or is emptied: it continues above all that it may have lost. A store
+    that notices such a loss is *in doubt*: its older records are DOUBTFUL until they are written again, or until the
+    server has waited long enough for reports and calls `settle`.
 
-    Every method raises `Refused`: with STORE_UNAVAILABLE when the truth can't be known or a write can't be made now,
-    with DATA_DAMAGED when what is stored can't be read, with NO_SPACE when there is no room to write. A call that
-    raised has changed nothing, except that a write which raised STORE_UNAVAILABLE may have been made.
+    Every method raises `Refused`: STORE_UNAVAILABLE if the truth can't be known or a write can't be made now,
+    DATA_DAMAGED if a record can't be read, NO_SPACE if there is no room to write. A call that raised has changed
+    nothing; only a write that raised STORE_UNAVAILABLE may have been made all the same.
     """
 
     async def read(self, cell: str) -> CellRecord:
-        """The record of a cell; one without export and outcome if there is none.
+        """Return the record of a cell, or an empty one.
 
-        It shows at least what the last acknowledged write before this call wrote.
+        The record is at least as new as the last write that was acknowledged before this call.
         """
 
     async def replace(self, record: CellRecord) -> bool:
-        """Write a record if the one kept is of the revision just below, and tell whether that was so.
+        """Write a record if the stored one has the revision just below. Return whether it was written.
 
-        What was written survives the death of this process, and of the machine as far as the store was told to care.
+        A written record survives the death of this process, and of the machine if the store is configured for that.
         """
 
     async def underway(self) -> Sequence[CellRecord]:
-        """The records that have an export, the one accepted first leading. Doubtful ones are among them."""
+        """Return the records that have an export, doubtful ones too, in the order in which exports were accepted."""
 
-    def changes(self, topic: str) -> AbstractContextManager[asyncio.Event]:
-        """An event that is set when the record of a cell may have changed, or an export may have joined the `QUEUE`.
+    def changes(self, cell: str) -> AbstractContextManager[asyncio.Event]:
+        """Return an event that is set when the record of the cell may have changed.
 
-        It is set once too often rather than once too few: whoever waits clears it, reads, and waits again.
+        It may be set without a change, but never misses one. A subscriber clears it, reads, and waits again.
         """
 
+    def queue_changes(self) -> AbstractContextManager[asyncio.Event]:
+        """Return an event that is set, like that of `changes`, when an export may have been queued."""
+
     async def check(self) -> None:
-        """Look whether what is kept is still there and still ours."""
+        """Check that the records are still there and still this server's."""
 
     async def doubt(self) -> int | None:
-        """None if what is kept is the truth; or else a number that tells this loss from any other."""
+        """Return None if the records are the truth, or else a number that identifies the loss."""
 
     async def settle(self, doubt: int) -> None:
-        """End that doubt: whoever knows better has had time to say so, and what is kept is the truth from now on."""
+        """End that doubt: every living exporter has had time to report, so the records are the truth from now on."""
 
     async def close(self) -> None:
-        """Let go of everything. No other method may be called after it."""
+        """Release all resources. No other method may be called afterwards."""

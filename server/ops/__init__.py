@@ -1,0 +1,9 @@
+"""The parts that run the server and that its operators see. They know nothing of the rules' insides.
+
+- `call_observer` observes every call for `metrics`, traces and the log. `prometheus_*` implement the metrics.
+- `event_log` writes the events of `exports.events` to a file.
+- `health` and `reflection` are public services; `public_streams` limits their streams.
+- `drain` shuts the server down without losing a call.
+
+May import rpc, exports, refusals, tasks, and cellexport.
+"""

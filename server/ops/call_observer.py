@@ -1,27 +1,25 @@
-"""Sees every call from its beginning to its end, unary or stream: for metrics, for traces, and for the log.
+"""An interceptor that observes every call from beginning to end, for metrics, traces and the log. It decides nothing.
 
-It stands outside everything else, decides nothing, and is there for every service. How a call ended is read when the
-call's task is over, which happens once, however it ended: by an answer, an abort, an error, its caller or our own end.
+The outcome of a call is read when the call's task is over. That happens exactly once, whether the call ended by an
+answer, an abort, an exception, its caller, or the server's shutdown.
 """
 
 import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 
 from cellexport.program import logs, tracing
 from cellexport.program.tracing import TRACESTATE, Span, Spans
+from server.ops.metrics import CallMetrics, MethodMetrics
 from server.rpc import call_context
 from server.rpc.call_context import Context
 
-if TYPE_CHECKING:
-    from server.ops.call_metrics import CallMetrics, MethodMetrics
-
 _OURS = "/cellexport."
-# What is the server's fault, as OpenTelemetry's conventions see it.
+# The statuses that OpenTelemetry's conventions count as the server's fault.
 _FAILURES = frozenset(
     {
         grpc.StatusCode.UNKNOWN,
@@ -41,17 +39,16 @@ _log = logging.getLogger(__name__)
 
 
 class CallObserver(grpc.aio.ServerInterceptor):
-    """Handlers that are no coroutine functions or asynchronous generators, of which we have none, are not observed.
+    """The interceptor. It observes coroutine functions and asynchronous generators; the server has no other handlers.
 
     Args:
         spans: None if traces are off.
-        metrics: None if nobody reads them.
     """
 
-    def __init__(self, spans: Spans | None, metrics: "CallMetrics | None") -> None:
+    def __init__(self, spans: Spans | None, metrics: CallMetrics) -> None:
         self._spans = spans
         self._metrics = metrics
-        # By method: what grpc serves, and the same as it is observed.
+        # By method: the handler as grpc knows it, and the observed handler.
         self._observed: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
@@ -62,11 +59,10 @@ class CallObserver(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None:
-            if self._metrics is not None:
-                self._metrics.refuse_unknown()
+            self._metrics.count_unknown()
             return None
         observed = self._observed.get(method)
-        # The handler runs in this very task, and so do its lines for the log.
+        # The handler runs in this task, so its log lines carry this mark.
         traceparent = call_context.traceparent(handler_call_details.invocation_metadata)
         if traceparent is not None:
             logs.mark(trace_id=tracing.trace_id(traceparent))
@@ -76,20 +72,21 @@ class CallObserver(grpc.aio.ServerInterceptor):
 
     def _observe(self, path: str, handler: Handler) -> Handler:
         service, _, method = path[1:].partition("/")
-        metrics = None if self._metrics is None else self._metrics.of(_kind(handler), service, method)
         spans = self._spans if path.startswith(_OURS) else None
-        if handler.response_streaming and metrics is None and spans is None:
-            # There are thousands of watches, and to see each would cost a kilobyte.
+        if handler.response_streaming and spans is None and not self._metrics.enabled:
+            # Observing a watch costs a kilobyte, and there are thousands.
             return handler
+        metrics = self._metrics.of(_kind(handler), service, method)
         attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
-        seen = _Method(path, attributes, spans, metrics)
+        method_observer = _Method(path, attributes, spans, metrics)
         name = f"{'stream' if handler.request_streaming else 'unary'}_"
         name += "stream" if handler.response_streaming else "unary"
         behaviour = getattr(handler, name)
         if inspect.isasyncgenfunction(behaviour):
-            behaviour = seen.yielding(behaviour)
+            behaviour = method_observer.yielding(behaviour)
         elif inspect.iscoroutinefunction(behaviour):
-            behaviour = seen.writing(behaviour) if handler.response_streaming else seen.answering(behaviour)
+            observe = method_observer.writing if handler.response_streaming else method_observer.answering
+            behaviour = observe(behaviour)
         make = getattr(grpc, f"{name}_rpc_method_handler")
         observed: Handler = make(behaviour, handler.request_deserializer, handler.response_serializer)
         return observed
@@ -102,11 +99,9 @@ def _kind(handler: Handler) -> str:
 
 
 class _Method:
-    """A method, and what is noted of its calls."""
+    """A method, with the wrappers that observe its calls."""
 
-    def __init__(
-        self, path: str, attributes: tracing.Attributes, spans: Spans | None, metrics: "MethodMetrics | None"
-    ) -> None:
+    def __init__(self, path: str, attributes: tracing.Attributes, spans: Spans | None, metrics: MethodMetrics) -> None:
         self.path = path
         self.attributes = attributes
         self.spans = spans
@@ -151,38 +146,33 @@ class _Method:
 
 
 class _Call:
-    """One call. It ends by itself, with its task."""
+    """One call. It ends with its task."""
 
     __slots__ = ("_began", "_method", "_span", "raised")
 
     def __init__(self, method: _Method, context: Context) -> None:
         self._method = method
         self._began = time.perf_counter()
-        # Whether an error came out of the method: an abort of its own is one too.
+        # Whether the method raised an exception. An abort raises one too.
         self.raised = False
         self._span = _begin(method, context)
-        if method.metrics is not None:
-            method.metrics.started()
+        method.metrics.started()
         call_context.when_over(context, self._end)
 
     def receive(self, request: Any) -> Any:
-        """Count a request; of several, each as it comes."""
+        """Count the request, or each message of a request stream."""
         metrics = self._method.metrics
-        if metrics is None:
-            return request
         if hasattr(request, "__aiter__"):
             return _counted(request, metrics)
         metrics.received()
         return request
 
     def count_sent(self) -> None:
-        if self._method.metrics is not None:
-            self._method.metrics.sent()
+        self._method.metrics.sent()
 
     def _end(self, context: Context) -> None:
         code = call_context.code(context, raised=self.raised)
-        if self._method.metrics is not None:
-            self._method.metrics.ended(code, time.perf_counter() - self._began)
+        self._method.metrics.ended(code, time.perf_counter() - self._began)
         if self._span is not None:
             attributes: tracing.Attributes = {
                 "rpc.grpc.status_code": code.value[0],
@@ -191,7 +181,7 @@ class _Call:
             self._span.end(attributes, failed=code in _FAILURES)
         if code is grpc.StatusCode.CANCELLED:
             labels = {"method": self._method.path} | call_context.key(context, "request_key")
-            _log.debug("cancelled by its caller", extra=labels)
+            _log.debug("call cancelled by its caller", extra=labels)
 
 
 def _begin(method: _Method, context: Context) -> Span | None:
@@ -205,7 +195,7 @@ def _begin(method: _Method, context: Context) -> Span | None:
 
 
 class _CountingContext:
-    """A call's context, for methods that write to it; everything else is the context's own."""
+    """A context that counts the messages written to it, and passes everything else on."""
 
     def __init__(self, context: Context, call: _Call) -> None:
         self._context = context
@@ -219,7 +209,7 @@ class _CountingContext:
         return getattr(self._context, name)
 
 
-async def _counted(requests: AsyncIterator[Any], metrics: "MethodMetrics") -> AsyncIterator[Any]:
+async def _counted(requests: AsyncIterator[Any], metrics: MethodMetrics) -> AsyncIterator[Any]:
     async for request in requests:
         metrics.received()
         yield request

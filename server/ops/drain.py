@@ -1,4 +1,4 @@
-"""How a server ends: load balancers are told first, then waiting calls, and those that work may finish."""
+"""The drain of a server: first health turns NOT_SERVING, then waiting calls are refused, then running calls finish."""
 
 import asyncio
 import logging
@@ -9,20 +9,21 @@ import grpc
 from server.ops.health import Health
 from server.rpc.in_flight import CallsInFlight
 
-# How long calls that are being served may take to end.
+# How long running calls may take to finish.
 LONGEST_GRACE_SECONDS = 8.0
-# When no call has been served for so long, none that grpc may still have will ever be.
+# After this long without a running call, any call that gRPC still holds is lost.
 _LOST_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
 
 
 class Drain:
-    """
+    """The sequence of a shutdown.
+
     Args:
-        calls: those that are being served.
-        seconds: for how long calls are served as ever after health says NOT_SERVING.
-        closing: what sends its waiting calls away, called in this order before the server refuses new calls.
+        calls: counts the running calls.
+        seconds: how long new calls are still served after health turned NOT_SERVING.
+        closing: refuse their waiting calls; called in this order before the server refuses new calls.
     """
 
     def __init__(
@@ -41,23 +42,23 @@ class Drain:
         self._closing = closing
 
     async def run(self) -> None:
-        """Drain, and return when no call is served any more: at the latest `seconds` and the grace from now."""
+        """Drain, and return when no call is running: at the latest `seconds` and the grace from now."""
         self._health.drain()
         _log.info("draining: health is NOT_SERVING", extra={"seconds": self._seconds})
         await asyncio.sleep(self._seconds)
-        _log.info("ending: no call is taken any more, and those that wait are sent away")
+        _log.info("shutting down: refusing new calls and ending waiting calls")
         for close in self._closing:
-            sending_away = close()
-            if sending_away is not None:
-                await sending_away
+            closed = close()
+            if closed is not None:
+                await closed
         await self._stop()
-        _log.info("ended")
+        _log.info("stopped")
 
     async def _stop(self) -> None:
-        """Let the calls that are being served finish, and send away those that grpc has and nobody serves.
+        """Let running calls finish, and cancel the calls that gRPC has lost.
 
-        A call that comes in the very instant of a stop may be one: grpc never hands it over, nor refuses it, and would
-        wait until its caller's deadline. What sends it away is CANCELLED, and callers may ask again.
+        gRPC may lose a call that arrives in the instant of a stop: it neither serves the call nor refuses it, and would
+        hold it until its deadline. Such a call ends with CANCELLED, and its caller may retry.
         """
         stopping = asyncio.ensure_future(self._server.stop(LONGEST_GRACE_SECONDS))
         idle = asyncio.create_task(self._calls.wait_for_none(seconds=_LOST_SECONDS))

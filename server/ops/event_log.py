@@ -1,8 +1,8 @@
-"""The event log, in the layout that Personium's users know: one line of CSV an event.
+"""The event log, in Personium's layout: one line of CSV for each event.
 
     {time},[INFO ],"{request key}","{external}","{schema}","{subject}","{type}","{object}","{info}"
 
-It is written off the request's path: callers leave lines in a bounded queue, and wait where that is full, so nothing is
+A task of its own writes the lines. Callers put lines into a bounded queue and wait while it is full, so no event is
 dropped. No token, cookie or peer is ever written.
 """
 
@@ -22,7 +22,7 @@ from server.exports.events import Event
 
 _OBJECT = "personium-localcell:/__export"
 _LONGEST_QUEUE = 4096
-# A thread is woken for each batch, and that costs more than all else: so a batch has time to grow.
+# Let a batch grow: waking a thread for each batch costs more than writing its lines.
 _GATHER_SECONDS = 0.02
 _MOST_BYTES = 50 * 1024 * 1024
 _KEPT = 12
@@ -51,7 +51,10 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 class EventLog:
-    """The event log in a file, rotated by size. Open it with `EventLog.open`, and close it after the last event."""
+    """The event log in a file that is rotated at 50 MiB, with 12 old files kept.
+
+    Open it with `EventLog.open`, and close it after the last event.
+    """
 
     def __init__(self, handler: "_Handler", lost: Callable[[int], object]) -> None:
         self._handler = handler
@@ -66,10 +69,10 @@ class EventLog:
         """Open the file for appending.
 
         Args:
-            lost: called, from any thread, with how many events could not be written.
+            lost: called from any thread with the number of events that could not be written.
 
         Raises:
-            OSError: if that can't be done.
+            OSError: if the file can't be opened.
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return cls(_Handler(path, maxBytes=most_bytes, backupCount=_KEPT, encoding="utf-8"), lost)
@@ -78,7 +81,7 @@ class EventLog:
         await self._lines.put(format_line(event))
 
     async def flush(self) -> None:
-        """Wait until all events so far are in the file."""
+        """Wait until all events so far are written."""
         await self._lines.join()
 
     async def close(self) -> None:
@@ -96,7 +99,7 @@ class EventLog:
             try:
                 await asyncio.to_thread(self._handler.handle, record)
             except Exception:
-                _log.exception("events were lost", extra={"events": len(batch)})
+                _log.exception("events lost", extra={"events": len(batch)})
                 self._lost(len(batch))
             else:
                 if self._handler.lost:
@@ -106,41 +109,41 @@ class EventLog:
 
 
 class _Handler(RotatingFileHandler):
-    """Whatever happens to the file: it is told once in the application log, and stops nobody."""
+    """A rotating file whose failures are logged once in the application log and stop nobody."""
 
-    # Whether the latest line was in trouble, and whether that was told.
-    _failing = _said = False
-    # Whether it was lost.
+    # Whether the latest line met an error, and whether the error was logged.
+    _failing = _logged = False
+    # Whether the latest line was lost.
     lost = False
 
     def emit(self, record: logging.LogRecord) -> None:
         self._failing = self.lost = False
         self._reopen_if_gone()
         super().emit(record)
-        if self._said and not self._failing:
-            _log.info("the event log can be written again")
-            self._said = False
+        if self._logged and not self._failing:
+            _log.info("event log writable again")
+            self._logged = False
 
     def doRollover(self) -> None:  # noqa: N802 - the name that logging calls
-        """A file that can't be put aside grows on."""
+        """Rotate the file. If that fails, the file keeps growing."""
         try:
             super().doRollover()
         except OSError as error:
-            self._say(error)
+            self._log_once(error)
             self.stream = self.stream or self._open()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
         self.lost = True
-        self._say(sys.exc_info()[1])
+        self._log_once(sys.exc_info()[1])
 
     def close(self) -> None:
         try:
             super().close()
         except OSError as error:
-            self._say(error)
+            self._log_once(error)
 
     def _reopen_if_gone(self) -> None:
-        """A file that somebody removed or put aside is made anew."""
+        """Open a new file if the present one was removed or renamed."""
         stream = self.stream
         if stream is None:
             return
@@ -153,7 +156,7 @@ class _Handler(RotatingFileHandler):
                 stream.close()
             self.stream = None
 
-    def _say(self, error: BaseException | None) -> None:
-        if not self._said:
-            _log.error("the event log can't be written", extra={"error": str(error)})
-        self._failing = self._said = True
+    def _log_once(self, error: BaseException | None) -> None:
+        if not self._logged:
+            _log.error("event log not writable", extra={"error": str(error)})
+        self._failing = self._logged = True

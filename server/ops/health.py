@@ -1,8 +1,7 @@
-"""Health, as `grpc.health.v1` has it: whether this server should be given calls. Whoever asks needs no token.
+"""The health service `grpc.health.v1`: whether this server should receive calls. Callers need no token.
 
-It is SERVING while the store answers. A store *in doubt* answers too: statuses are refused until the doubt is over, by
-every server alike, and the exporters, who end it, must reach one. The same is said of every service, and nothing of any
-cell.
+The server is SERVING while the store answers, also while the store is in doubt: every server refuses statuses then, and
+exporters must reach one for the doubt to end. All services have the same health. It reveals nothing about cells.
 """
 
 import asyncio
@@ -22,18 +21,18 @@ SERVICE = Default().FindServiceByName("grpc.health.v1.Health")
 
 _TICK_SECONDS = 0.25
 _MOST_WATCHES = 1000
-# No service of anybody's has a longer name. A watch of one that there isn't is held open, and its name with it.
+# In characters. A watch of an unknown service stays open and keeps the name in memory, so longer names are not watched.
 _LONGEST_NAME = 256
 
 _log = logging.getLogger(__name__)
 
 
 class Health(HealthServicer):
-    """Not the library's own: there a watch that reads nothing keeps all others, and Check, from hearing of a change.
+    """The service. In the library's own, a watcher that reads nothing blocks Check and all other watchers.
 
     Args:
-        pulse: whether the store answers.
-        services: the full names of the services there are.
+        pulse: tells whether the store answers.
+        services: the full names of the known services.
     """
 
     def __init__(self, pulse: StorePulse, services: Iterable[str]) -> None:
@@ -48,19 +47,19 @@ class Health(HealthServicer):
     async def run(self) -> None:
         """Follow the store until cancelled."""
         while True:
-            self._tell(serving=self._pulse.beats and not self._draining)
+            self._update(serving=self._pulse.beats and not self._draining)
             await asyncio.sleep(_TICK_SECONDS)
 
     def drain(self) -> None:
-        """NOT_SERVING from now on, for good."""
+        """Report NOT_SERVING from now on."""
         self._draining = True
         self._set(serving=False)
 
     def close(self) -> None:
-        """End every watch, and let none begin any more."""
+        """End every watch and refuse new ones."""
         self._streams.close()
 
-    # The methods are called as the contract calls them.
+    # The contract names these methods.
 
     async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:  # noqa: N802
         if request.service not in self._known:
@@ -69,12 +68,12 @@ class Health(HealthServicer):
 
     async def Watch(self, request: HealthCheckRequest, context: Context) -> None:  # noqa: N802
         async with self._streams.room(context):
-            told = None
-            while len(request.service) <= _LONGEST_NAME or told is None:
+            sent = None
+            while len(request.service) <= _LONGEST_NAME or sent is None:
                 changed, status = self._changed, self._status(request.service)
-                if status != told:
+                if status != sent:
                     await context.write(HealthCheckResponse(status=status))
-                    told = status
+                    sent = status
                 else:
                     await changed.wait()
 
@@ -83,9 +82,9 @@ class Health(HealthServicer):
             return HealthCheckResponse.SERVICE_UNKNOWN
         return HealthCheckResponse.SERVING if self._serving else HealthCheckResponse.NOT_SERVING
 
-    def _tell(self, *, serving: bool) -> None:
+    def _update(self, *, serving: bool) -> None:
         if serving != self._serving:
-            _log.info("health", extra={"status": "SERVING" if serving else "NOT_SERVING"})
+            _log.info("health changed", extra={"status": "SERVING" if serving else "NOT_SERVING"})
             self._set(serving=serving)
 
     def _set(self, *, serving: bool) -> None:

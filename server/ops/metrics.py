@@ -1,72 +1,110 @@
-"""The server's metrics, besides those of calls: exports, watches, the store, the event log."""
+"""What the server counts: ports, and the implementations for a server without metrics."""
 
-from collections import Counter as Tally
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import grpc
 
-from cellexport.program.metrics_server import new_registry
-from server.exports.model import CellRecord, Export, Outcome, Phase
-from server.ops.call_metrics import CallMetrics
-
-_STATES = ("queued", "running", "stalled")
-# SQLite answers reads from memory within microseconds; no operation takes longer than a second.
-_STORE_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+from server.exports.model import CellRecord, Outcome
 
 
-@final
-class Metrics:
-    """All of them, in a registry of their own. No label is anything that a caller chose."""
+class MethodMetrics(Protocol):
+    """The counters of one method."""
 
-    def __init__(self) -> None:
-        registry: CollectorRegistry = new_registry()
-        self.registry = registry
-        self.calls = CallMetrics(registry)
-        self.watches = Gauge("cellexport_watches", "Streams that watch a cell.", registry=registry)
-        self._store = Histogram(
-            "cellexport_store_seconds",
-            "How long the store took, by operation and how it ended.",
-            ("operation", "outcome"),
-            registry=registry,
-            buckets=_STORE_BUCKETS,
-        )
-        self.events_lost = Counter(
-            "cellexport_event_log_lost", "Events that could not be written to the event log.", registry=registry
-        )
-        self._exports = Gauge(
-            "cellexport_exports", "Exports under way, as the store last told them.", ("state",), registry=registry
-        )
-        self._finished = Counter(
-            "cellexport_exports_finished",
-            "Exports that ended, and why where they left no snapshot.",
-            ("result", "reason"),
-            registry=registry,
-        )
-        # To find a child by its labels costs more than to count.
-        self._store_children: dict[tuple[str, str], Callable[[float], None]] = {}
-        self.count_exports(())
+    def started(self) -> None:
+        """Count a call that began."""
+
+    def received(self) -> None:
+        """Count a message from the caller."""
+
+    def sent(self) -> None:
+        """Count a message to the caller."""
+
+    def ended(self, code: grpc.StatusCode, seconds: float) -> None:
+        """Count a call that ended."""
+
+
+class CallMetrics(Protocol):
+    """The counters of calls."""
+
+    @property
+    def enabled(self) -> bool:
+        """Return whether anything is counted."""
+
+    def of(self, kind: str, service: str, method: str) -> MethodMetrics:
+        """Return the counters of one method. Call this once for each method: finding counters costs more than counting.
+
+        Args:
+            kind: `unary`, `client_stream`, `server_stream` or `bidi_stream`.
+        """
+
+    def count_unknown(self) -> None:
+        """Count a call of a method that doesn't exist. Its name is the caller's invention, and so not a label."""
+
+
+class Metrics(Protocol):
+    """The counters of exports, watches, the store and the event log."""
+
+    @property
+    def calls(self) -> CallMetrics:
+        """Return the counters of calls."""
 
     def time_store(self, operation: str, outcome: str, seconds: float) -> None:
-        """Take in how long the store took for an operation, and how that ended."""
-        observe = self._store_children.get((operation, outcome))
-        if observe is None:
-            observe = self._store.labels(operation, outcome).observe
-            self._store_children[operation, outcome] = observe
-        observe(seconds)
+        """Count an operation of the store, its outcome and its duration."""
 
     def count_exports(self, records: Sequence[CellRecord]) -> None:
-        """Take in which exports are under way."""
-        states = Tally(_state(record.export) for record in records if record.export is not None)
-        for state in _STATES:
-            self._exports.labels(state).set(states[state])
+        """Set the number of exports in progress."""
 
     def count_end(self, outcome: Outcome) -> None:
-        """Take in that an export has ended."""
-        self._finished.labels(outcome.result, outcome.reason or "").inc()
+        """Count the end of an export."""
+
+    def count_lost_events(self, number: int) -> None:
+        """Count events that could not be written to the event log. Called from any thread."""
+
+    def follow_watches(self, count: Callable[[], float]) -> None:
+        """Report the number of open watches, which `count` returns."""
 
 
-def _state(export: Export) -> str:
-    if export.phase is Phase.QUEUED:
-        return "queued"
-    return "stalled" if export.stalled else "running"
+class _NoMethodMetrics:
+    def started(self) -> None:
+        return
+
+    def received(self) -> None:
+        return
+
+    def sent(self) -> None:
+        return
+
+    def ended(self, code: grpc.StatusCode, seconds: float) -> None:
+        return
+
+
+class _NoCallMetrics:
+    enabled = False
+
+    def of(self, kind: str, service: str, method: str) -> MethodMetrics:
+        return _NoMethodMetrics()
+
+    def count_unknown(self) -> None:
+        return
+
+
+class NoMetrics:
+    """Metrics that are turned off."""
+
+    calls: CallMetrics = _NoCallMetrics()
+
+    def time_store(self, operation: str, outcome: str, seconds: float) -> None:
+        return
+
+    def count_exports(self, records: Sequence[CellRecord]) -> None:
+        return
+
+    def count_end(self, outcome: Outcome) -> None:
+        return
+
+    def count_lost_events(self, number: int) -> None:
+        return
+
+    def follow_watches(self, count: Callable[[], float]) -> None:
+        return

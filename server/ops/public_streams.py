@@ -1,4 +1,4 @@
-"""Streams that nobody has to present a token for: so many at once, so long, and over when the server ends."""
+"""Limits for streams that need no token: their number, their duration, and their end at shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,11 +13,11 @@ from server.rpc.call_context import Context
 
 
 class PublicStreams:
-    """The open streams of one kind. Their refusals aren't logged: anybody at all can have as many as they like.
+    """The open streams of one service. Refusals are not logged: strangers could fill the log.
 
     Args:
-        most: how many there may be at once.
-        seconds: how long each may last; None is as long as its caller wants.
+        most: how many streams may be open at once.
+        seconds: how long each may last; None means no limit.
     """
 
     def __init__(self, *, most: int, seconds: float | None = None) -> None:
@@ -27,7 +27,7 @@ class PublicStreams:
         self._closing = False
 
     def close(self) -> None:
-        """End all of them with SERVER_SHUTDOWN, and let none begin any more."""
+        """End all streams with SERVER_SHUTDOWN and refuse new ones."""
         self._closing = True
         now = asyncio.get_running_loop().time()
         for stream in self._open:
@@ -36,7 +36,7 @@ class PublicStreams:
 
     @asynccontextmanager
     async def room(self, context: Context) -> AsyncIterator[None]:
-        """Serve a stream in this context. Where there is no room, or its time is up, the call is ended from here."""
+        """Hold a place for a stream while the context is open. Abort the call if there is none, or at its time limit."""
         if self._closing:
             await _refuse(context, Refusal.SERVER_SHUTDOWN)
         if len(self._open) >= self._most:

@@ -1,6 +1,6 @@
-"""Reflection: the contract itself, for tools that have no copy of it. Whoever asks needs no token.
+"""Reflection: the contract, for tools without a copy of it. Callers need no token.
 
-It is served by both names that tools ask for: the messages of `v1` are those of `v1alpha` to the bit.
+It is served under both names that tools use. The messages of `v1` and `v1alpha` are identical on the wire.
 """
 
 from collections.abc import AsyncIterable, Iterable
@@ -18,17 +18,17 @@ from server.rpc.call_context import Context
 NAMES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
 _MOST_STREAMS = 64
-# Tools ask all that they want to know at once; those that keep the stream for later open another.
+# Tools ask all their questions at once. A tool that keeps the stream open longer must open a new one.
 _SECONDS = 30.0
 
 _Answers = AsyncIterable[ServerReflectionResponse]
 
 
 class Reflection:
-    """Knows those services, and what their files import: nothing else that this program has messages for.
+    """The service. It shows only the given services and the files that they import.
 
     Args:
-        services: what is shown.
+        services: the services to show.
     """
 
     def __init__(self, services: Iterable[ServiceDescriptor]) -> None:
@@ -40,7 +40,7 @@ class Reflection:
         self._streams = PublicStreams(most=_MOST_STREAMS, seconds=_SECONDS)
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        """The service by each of its names, for grpc to serve."""
+        """Return the service under each of its names, for grpc to serve."""
         method = grpc.stream_stream_rpc_method_handler(
             self._answer_all,
             request_deserializer=ServerReflectionRequest.FromString,
@@ -49,19 +49,19 @@ class Reflection:
         return tuple(grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": method}) for name in NAMES)
 
     def close(self) -> None:
-        """End every stream, and let none begin any more."""
+        """End every stream and refuse new ones."""
         self._streams.close()
 
     async def _answer_all(self, requests: AsyncIterable[ServerReflectionRequest], context: Context) -> None:
         async with self._streams.room(context):
-            # Its stub takes the generator for a coroutine.
+            # The library's stub declares a coroutine, but it is a generator.
             answers = cast(_Answers, self._servicer.ServerReflectionInfo(requests, context))
             async for answer in answers:
                 await context.write(answer)
 
 
 def _add(file: FileDescriptor, pool: DescriptorPool) -> None:
-    """Add a file to the pool, behind those that it imports."""
+    """Add a file to the pool after the files that it imports."""
     try:
         pool.FindFileByName(file.name)
     except KeyError:

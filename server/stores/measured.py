@@ -1,4 +1,4 @@
-"""Any store, with a look at how long it takes."""
+"""A store whose operations are timed."""
 
 import asyncio
 import time
@@ -12,12 +12,15 @@ from server.refusals import Refused
 
 T = TypeVar("T")
 
-# Told after each operation: its name, how it ended, and how many seconds it took.
+# Called after each operation with its name, its outcome, and its duration in seconds.
 Measure = Callable[[str, str, float], None]
 
 
 class MeasuredStore:
-    """A store that tells, of each operation, `ok`, `conflict` if somebody else had written, or the refusal's name."""
+    """Times each operation of another store.
+
+    The outcome is `ok`, `conflict` if somebody else has written, `cancelled`, `error`, or the refusal's name.
+    """
 
     def __init__(self, store: Store, measure: Measure) -> None:
         self._store = store
@@ -32,8 +35,11 @@ class MeasuredStore:
     async def underway(self) -> Sequence[CellRecord]:
         return await self._timed("underway", self._store.underway())
 
-    def changes(self, topic: str) -> AbstractContextManager[asyncio.Event]:
-        return self._store.changes(topic)
+    def changes(self, cell: str) -> AbstractContextManager[asyncio.Event]:
+        return self._store.changes(cell)
+
+    def queue_changes(self) -> AbstractContextManager[asyncio.Event]:
+        return self._store.queue_changes()
 
     async def check(self) -> None:
         await self._timed("check", self._store.check())

@@ -1,4 +1,4 @@
-"""Which store there is: the one that `CELLEXPORT_STORE` names."""
+"""The choice of the store, by `CELLEXPORT_STORE`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,18 +18,22 @@ async def open_store(place: Path | RedisPlace, clock: Callable[[], int]) -> Stor
         clock: milliseconds since 1970.
 
     Raises:
-        StoreError: if it can't be used.
+        StoreError: if the store can't be used.
     """
     if isinstance(place, Path):
         return await SqliteStore.open(place)
-    # Only here: whoever has a file need not have 10 MB of a client for Redis in memory.
+    # Imported only when needed: the client for Redis takes 10 MB of memory.
     from server.stores.redis.store import RedisStore
 
     return await RedisStore.open(place, clock)
 
 
 def read_place(environment: Environment, unit_dir: Path) -> Path | RedisPlace:
-    """Where the store is. Its URL may hold a password, so it is never shown, and may be in a file."""
+    """Read where the store is. The URL may contain a password: it is never shown, and may be in a file.
+
+    Raises:
+        SettingError: for a bad value, or for plaintext to another machine that is not allowed.
+    """
     name, url = environment.secret_text(_STORE)
     scheme, _, path = (url or f"sqlite:///{unit_dir / 'export.db'}").partition("://")
     if scheme in SCHEMES:
@@ -46,7 +50,7 @@ def _redis(environment: Environment, name: str, url: str) -> RedisPlace:
     place = RedisPlace.parse(name, url)
     if place.tls is None and not (place.is_local or plaintext_allowed(environment)):
         raise SettingError(
-            f"{name}: {place} is, or may lead to, another machine, and what is said to it would be plaintext. "
+            f"{name}: {place} is, or may lead to, another machine, and the connection would be plaintext. "
             "Use rediss://, or set CELLEXPORT_PLAINTEXT=allow if the network itself protects it."
         )
     return place

@@ -1,4 +1,4 @@
-"""A client for Redis whose every connection is looked at before it is used."""
+"""A client for Redis that greets each new connection before its first use."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 
 from server.stores.redis.place import RedisPlace
 
-# Every operation has a budget of one second in all; a sentinel that is away must not use it up.
+# An operation may take one second in total. An unavailable sentinel must not use that up.
 _SOCKET_SECONDS = 1.0
 _SENTINEL_SECONDS = 0.25
 
@@ -19,11 +19,11 @@ Greeting = Callable[[AbstractConnection], Awaitable[None]]
 
 
 def connect(place: RedisPlace, greet: Greeting) -> Redis:
-    """A client that connects when it is used, and never tries again by itself.
+    """Return a client that connects on first use and never retries.
 
     Args:
-        greet: what to do first on each new connection, after it has been authenticated; what it raises is raised by
-            whatever wanted the connection.
+        greet: called on each new connection after authentication. Its exception fails the operation that needed the
+            connection.
     """
 
     async def on_connect(connection: AbstractConnection) -> None:
@@ -31,7 +31,7 @@ def connect(place: RedisPlace, greet: Greeting) -> Redis:
             await connection.on_connect()
             await greet(connection)
         except BaseException:
-            # A connection that was not looked at must not be used, even where the look was only cut short.
+            # A connection whose greeting failed, or was cancelled, must not be used.
             await connection.disconnect(nowait=True)
             raise
 

@@ -1,4 +1,4 @@
-"""Records as bytes, and back: protobuf with a version. The fields are named like those of the values in `model`."""
+"""Records as bytes, and back: protobuf with a version. Fields have the names of the fields in `exports.model`."""
 
 import dataclasses
 from typing import Any
@@ -16,6 +16,7 @@ _OUTCOME = [field.name for field in dataclasses.fields(Outcome) if field.name no
 
 
 def encode(record: CellRecord) -> bytes:
+    """Return the record as bytes, always the same for the same record."""
     message = stored.CellRecord(
         schema_version=SCHEMA_VERSION, cell=record.cell, updated_at=record.updated_at, epoch=record.epoch
     )
@@ -30,11 +31,15 @@ def encode(record: CellRecord) -> bytes:
 
 
 def decode(cell: str, revision: int, data: bytes) -> CellRecord:
-    """The record. Raises ValueError if it is of another cell or a newer version, damaged, or has an unknown word."""
+    """Return the record.
+
+    Raises:
+        ValueError: if the bytes are damaged, of another cell or of a newer version, or hold an unknown phase or reason.
+    """
     try:
         message = stored.CellRecord.FromString(data)
     except DecodeError as error:
-        raise ValueError("no record") from error
+        raise ValueError("not a record") from error
     if not 1 <= message.schema_version <= SCHEMA_VERSION:
         raise ValueError(f"a record of version {message.schema_version}: start the version that wrote it")
     if message.cell != cell:

@@ -1,4 +1,4 @@
-"""Hears from Redis which cells have changed, whoever changed them."""
+"""The subscription to changes in Redis, made by any server."""
 
 import asyncio
 import logging
@@ -10,9 +10,9 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from server.stores.changes import Changes
-from server.stores.redis import scripts as scripts
+from server.stores.redis import scripts
 
-# How often the connection is asked whether it lives.
+# How often the connection is pinged.
 _PING_SECONDS = 0.5
 _RECONNECT_SECONDS = 0.5
 
@@ -20,22 +20,22 @@ _log = logging.getLogger(__name__)
 
 
 async def listen(client: Redis, changes: Changes) -> Never:
-    """Pass on what is told until cancelled. Whatever is told while we don't hear it, all are told afterwards."""
+    """Pass on changes until cancelled. After each gap notify everybody: changes may have been missed."""
     while True:
         try:
             async with client.pubsub() as subscription:
-                await _hear(subscription, changes)
+                await _pass_on(subscription, changes)
         except (exceptions.RedisError, OSError, TimeoutError):
-            # Whoever checks the store says so.
+            # `exports.expiry` logs an unavailable store.
             pass
         except Exception:
-            # Whatever it was: a listener that has ended would leave everybody waiting.
+            # The listener must go on: otherwise every subscriber would wait for ever.
             _log.exception("unexpected error")
-        changes.tell_all()
-        await asyncio.sleep(_RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - guards nothing
+        changes.notify_all()
+        await asyncio.sleep(_RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
 
 
-async def _hear(subscription: PubSub, changes: Changes) -> None:
+async def _pass_on(subscription: PubSub, changes: Changes) -> None:
     await subscription.subscribe(scripts.CHANNEL)
     unanswered = 0
     while unanswered < 2:
@@ -46,6 +46,8 @@ async def _hear(subscription: PubSub, changes: Changes) -> None:
             continue
         unanswered = 0
         if message["type"] == "subscribe" or message["data"] == scripts.EVERYTHING:
-            changes.tell_all()
+            changes.notify_all()
+        elif message["type"] == "message" and message["data"] == scripts.QUEUED:
+            changes.notify_queue()
         elif message["type"] == "message":
-            changes.tell(message["data"].decode(errors="replace"))
+            changes.notify(message["data"].decode(errors="replace"))

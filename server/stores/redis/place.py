@@ -1,4 +1,4 @@
-"""Where the Redis store is, as `CELLEXPORT_STORE` says it."""
+"""The address of the Redis store, parsed from `CELLEXPORT_STORE`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from cellexport.environment import Secret, SettingError
 SCHEMES = ("redis", "rediss", "redis+sentinel")
 
 _PORT, _SENTINEL_PORT = 6379, 26379
-# What may follow the `?` of a rediss:// URL: files, for those whose certificates are their own.
+# The parameters of a rediss:// URL: files with certificates.
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 class _UrlError(Exception):
-    """Raised when a URL is none of ours. Its text holds nothing of the URL."""
+    """Raised when a URL is malformed. Its text contains nothing of the URL, which may hold a password."""
 
 
 @dataclass(frozen=True, slots=True)
 class RedisPlace:
-    """A Redis, or the sentinels that know where it is. Its text holds no secret."""
+    """A Redis, or the sentinels that know its address. Its text contains no secret."""
 
     hosts: tuple[tuple[str, int], ...]
     database: int
     user: str | None
     password: Secret | None
-    # What the sentinels call it; empty without sentinels.
+    # The sentinels' name for the Redis; empty without sentinels.
     service: str = ""
-    # Files, by redis-py's names for them; None without TLS.
+    # Files by redis-py's parameter names; None without TLS.
     tls: Mapping[str, str] | None = None
 
     def __str__(self) -> str:
@@ -38,24 +38,24 @@ class RedisPlace:
 
     @property
     def is_local(self) -> bool:
-        """Whether nothing of it leaves this machine. Where sentinels lead to can't be told before."""
+        """Return whether all traffic stays on this machine. Sentinels may lead anywhere."""
         return not self.service and all(is_loopback(host) for host, _ in self.hosts)
 
     @classmethod
     def parse(cls, name: str, url: str) -> "RedisPlace":
-        """Read `redis://[[user]:password@]host[:port][/database]`, the same with `rediss`, or
+        """Parse `redis://[[user]:password@]host[:port][/database]`, the same with `rediss`, or
         `redis+sentinel://[[user]:password@]host[:port],…/service[/database]`.
 
         Args:
-            name: of the setting.
+            name: the setting, for the error.
 
         Raises:
-            SettingError: if it is none of them.
+            SettingError: if the URL is malformed.
         """
         try:
             parts = urlsplit(url)
         except ValueError:
-            # What urllib says may hold the password.
+            # urllib's error may contain the password.
             parts = urlsplit("")
         try:
             return cls._parse(parts)
@@ -75,9 +75,9 @@ class RedisPlace:
         path = parts.path.strip("/").split("/")
         service = path.pop(0) if is_sentinel else ""
         if is_sentinel and not service:
-            raise _UrlError("no service is named")
+            raise _UrlError("the service is missing")
         if len(path) > 1 or parts.fragment:
-            raise _UrlError("there is too much after the host")
+            raise _UrlError("the part after the host is too long")
         return cls(
             hosts=tuple(_host(host, _SENTINEL_PORT if is_sentinel else _PORT) for host in hosts.split(",")),
             database=_number("database", path[0] if path and path[0] else "0", 10_000),
@@ -101,7 +101,7 @@ def _host(text: str, default_port: int) -> tuple[str, int]:
 
 def _number(what: str, text: str, largest: int) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text[:6]) > largest:
-        raise _UrlError(f"the {what} is no number")
+        raise _UrlError(f"the {what} is not a number")
     return int(text)
 
 
@@ -109,11 +109,11 @@ def _tls(query: str, *, secure: bool) -> Mapping[str, str] | None:
     files = {key: values[-1] for key, values in parse_qs(query).items()}
     if not secure:
         if files:
-            raise _UrlError("what follows the ? is for rediss://")
+            raise _UrlError("parameters after ? need rediss://")
         return None
     for key, file in files.items():
         if key not in _TLS_FILES:
-            raise _UrlError(f"after the ? may follow {', '.join(_TLS_FILES)}")
+            raise _UrlError(f"the parameters after ? may be {', '.join(_TLS_FILES)}")
         if not Path(file).is_file():
-            raise _UrlError(f"{key} names no file")
+            raise _UrlError(f"{key} is not a file")
     return files

@@ -1,4 +1,4 @@
-"""The SQLite file itself: made, opened, locked against a second server, and looked at again while it is used."""
+"""The SQLite file: its creation, its schema, its lock against a second server, and its checks while in use."""
 
 import fcntl
 import os
@@ -53,24 +53,24 @@ CREATE TABLE outcome (
     ended_at INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
-# Revisions begin at the floor: in a file that is made anew, above all that were in the one before.
+# Revisions begin at the floor. A new file's floor is above all revisions of a file that it replaces.
 _VERSION_2 = """
 ALTER TABLE export ADD COLUMN stalled INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE export ADD COLUMN cancelled INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE store (floor INTEGER NOT NULL);
 INSERT INTO store (floor) VALUES (0);
 """
-# Each leads from the version of its place in the list to the next. They are never changed, only followed by others.
+# Migration N leads from schema version N to N + 1. Existing migrations never change.
 _MIGRATIONS = (_VERSION_1, _VERSION_2)
 SCHEMA_VERSION = len(_MIGRATIONS)
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that can look at the first bytes of its file.
+    """A connection that can read the first bytes of its file.
 
-    It does so through a descriptor that is closed last. To open the file again each time would be to lose SQLite's own
-    lock on it, which ends when the process closes any descriptor of the file; and then the next program that does no
-    more than read would take itself for the last one, and remove the log with all that was written to it.
+    It keeps a descriptor of its own open for that, and closes it last. A process loses SQLite's lock on a file when it
+    closes any descriptor of that file. Without the lock, the next program that only reads the file would believe to be
+    its last user, and remove the write-ahead log with all that is in it.
     """
 
     def __init__(self, path: Path, **options: Any) -> None:
@@ -82,6 +82,7 @@ class _Connection(sqlite3.Connection):
             raise
 
     def has_magic(self) -> bool:
+        """Return whether the file still begins like a SQLite database."""
         return os.pread(self._file, len(_MAGIC), 0) == _MAGIC
 
     def close(self) -> None:
@@ -90,11 +91,11 @@ class _Connection(sqlite3.Connection):
 
 
 def open_file(path: Path) -> tuple[int, sqlite3.Connection]:
-    """Lock the file for this server, make it if it is missing, and open it. Returns the lock's descriptor as well.
+    """Lock the file for this server, create it if it is missing, and open it. Return the lock's descriptor as well.
 
     Raises:
-        StoreError: if another server owns the file, or it is not a store that this version can use.
-        OSError, sqlite3.Error: if it can't be read or written.
+        StoreError: if another server owns the file, or if this version can't use it.
+        OSError, sqlite3.Error: if the file can't be read or written.
     """
     lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -114,7 +115,7 @@ def open_file(path: Path) -> tuple[int, sqlite3.Connection]:
 
 
 def _create(path: Path) -> None:
-    """Make the file under another name first, so that a crash never leaves an empty one that looks like a store."""
+    """Create the file under another name first: a crash must not leave an empty file that looks like a store."""
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
     os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
@@ -125,7 +126,7 @@ def _create(path: Path) -> None:
         connection.execute("UPDATE store SET floor = ?", (time.time_ns() // 1_000_000,))
     finally:
         connection.close()
-    # A log left behind by a database that is gone would be taken for this one's.
+    # SQLite would apply a write-ahead log that a removed database left behind.
     for ending in ("-wal", "-shm"):
         path.with_name(path.name + ending).unlink(missing_ok=True)
     fresh.rename(path)
@@ -147,7 +148,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     if version > SCHEMA_VERSION:
         raise StoreError(f"{path} was written by a newer version of cellexport. Start that version.")
     connection.execute("PRAGMA journal_mode = WAL")
-    # What was acknowledged survives a power cut too.
+    # An acknowledged write must survive a power cut.
     connection.execute("PRAGMA synchronous = FULL")
     _migrate(connection, version)
     connection.execute("BEGIN IMMEDIATE").execute("COMMIT")
@@ -155,7 +156,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _migrate(connection: sqlite3.Connection, version: int) -> None:
-    """Bring the schema from that version to ours, in one transaction: killed in the middle, it has not begun."""
+    """Migrate the schema in one transaction, so that a kill leaves either the old schema or the new one."""
     if version < SCHEMA_VERSION:
         steps = "".join(_MIGRATIONS[version:])
         connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
@@ -164,36 +165,36 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
 def _require_magic(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
-            raise StoreError(f"{path} is damaged: it is no SQLite database. Restore it, or remove it to begin anew.")
+            raise StoreError(f"{path} is damaged: it is not a SQLite database. Restore it, or remove it to begin anew.")
 
 
 def _require_writable(path: Path) -> None:
-    """SQLite itself would open what it may not write for reading, and say so only with the first write."""
+    """Raise OSError for a file that can't be written. SQLite would open it for reading, and fail at the first write."""
     for ending in ("", "-wal", "-shm"):
         with suppress(FileNotFoundError):
             os.close(os.open(path.with_name(path.name + ending), os.O_RDWR | os.O_CLOEXEC))
 
 
 def identity(path: Path) -> tuple[int, int]:
-    """What tells this file from another that is put in its place."""
+    """Return device and inode: they differ if another file takes this file's place."""
     status = path.stat()
     return status.st_dev, status.st_ino
 
 
 def floor(connection: sqlite3.Connection) -> int:
-    """The revision of what was never written."""
+    """Return the revision of a cell that was never written."""
     (number,) = connection.execute("SELECT floor FROM store").fetchone()
     return int(number)
 
 
 def foreign_writes(connection: sqlite3.Connection) -> int:
-    """A number that changes when somebody else writes to the file."""
+    """Return a number that changes when another program writes to the file."""
     (version,) = connection.execute("PRAGMA data_version").fetchone()
     return int(version)
 
 
 def check(connection: sqlite3.Connection, path: Path, opened: tuple[int, int], writes: int) -> None:
-    """Look whether the file is still the one that was opened, and holds what was written to it.
+    """Check that the file is still the one that was opened, and that nobody else has written to it.
 
     Raises:
         Refused: STORE_UNAVAILABLE
@@ -206,6 +207,6 @@ def check(connection: sqlite3.Connection, path: Path, opened: tuple[int, int], w
     if not same:
         raise Refused(
             Refusal.STORE_UNAVAILABLE,
-            note=f"{path} was removed, replaced, damaged or written to by another program: start the server anew",
+            note=f"{path} was removed, replaced, damaged or written to by another program: restart the server",
         )
     connection.execute("SELECT count(*) FROM export").fetchone()

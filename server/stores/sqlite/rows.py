@@ -1,4 +1,4 @@
-"""Records as rows, and back. The columns are named like the fields of the values in `model`."""
+"""Records as rows, and back. Columns have the names of the fields in `exports.model`."""
 
 import dataclasses
 import sqlite3
@@ -32,12 +32,17 @@ _INSERT_OUTCOME = _insert("outcome", _OUTCOME)
 
 
 def select(connection: sqlite3.Connection, cell: str, floor: int) -> CellRecord:
-    """The record of a cell; of the revision `floor` if there is none. Raises ValueError for a word that is unknown."""
+    """Return the record of a cell, or an empty one at revision `floor`.
+
+    Raises:
+        ValueError: for an unknown phase, result or reason.
+    """
     row = connection.execute(f"{_SELECT} WHERE cell.cell = ?", (cell,)).fetchone()
     return CellRecord(cell=cell, revision=floor) if row is None else _record(row)
 
 
 def select_underway(connection: sqlite3.Connection) -> list[CellRecord]:
+    """Return the records that have an export. Raise ValueError like `select`."""
     return [_record(row) for row in connection.execute(f"{_SELECT} WHERE export.cell IS NOT NULL")]
 
 
@@ -69,7 +74,7 @@ def _outcome(columns: dict[str, Any]) -> Outcome:
 
 
 def replace_record(connection: sqlite3.Connection, record: CellRecord, floor: int) -> bool:
-    """Write a record over the one of the revision just below, in a transaction of its own."""
+    """Write a record over the one of the revision just below, in one transaction. Return whether it was written."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         written = _replace_in_transaction(connection, record, floor)

@@ -1,7 +1,7 @@
 """The embedded store: one SQLite file, owned by one server.
 
-All statements run on one thread of their own, so the event loop never waits for a disk. Since nobody else may write to
-the file, reads of cells that were seen lately are answered from memory, after each write has been made durable.
+All statements run on a thread of their own, so that the event loop never waits for the disk. Nobody else may write to
+the file. So recently used records are read from memory, which is updated only after a write is durable.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from server.exports.model import CellRecord, Phase
-from server.exports.store import QUEUE, StoreError
+from server.exports.store import StoreError
 from server.refusals import Refusal, Refused
 from server.stores.changes import Changes
 from server.stores.sqlite import file, rows
@@ -25,12 +25,12 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _REMEMBERED_CELLS = 20_000
-# With these nothing was written, so what is remembered is still true.
+# After these errors nothing was written, so the memory is still true.
 _NOT_WRITTEN = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
 
 
 class SqliteStore:
-    """The port `Store` on one file. Open it with `SqliteStore.open`. It is never in doubt."""
+    """The port `Store` on one file. Open it with `SqliteStore.open`. This store is never in doubt."""
 
     def __init__(
         self, path: Path, connection: sqlite3.Connection, floor: int, lock: int, executor: ThreadPoolExecutor
@@ -50,10 +50,10 @@ class SqliteStore:
 
     @classmethod
     async def open(cls, path: Path) -> "SqliteStore":
-        """Open the file, or make it.
+        """Open the file, or create it.
 
         Raises:
-            StoreError: if another server owns the file, or it can't be used.
+            StoreError: if another server owns the file, or the file can't be used.
         """
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
         loop = asyncio.get_running_loop()
@@ -76,7 +76,7 @@ class SqliteStore:
 
     async def replace(self, record: CellRecord) -> bool:
         self._require_trust()
-        # Shielded: what is written must be remembered, even where the caller has gone away meanwhile.
+        # Shielded: a written record must reach the memory even if the caller leaves.
         write = asyncio.ensure_future(self._replace(record))
         self._writes.add(write)
         write.add_done_callback(self._writes.discard)
@@ -86,8 +86,11 @@ class SqliteStore:
         self._require_trust()
         return sorted(self._underway.values(), key=_accepted)
 
-    def changes(self, topic: str) -> AbstractContextManager[asyncio.Event]:
-        return self._changes.of(topic)
+    def changes(self, cell: str) -> AbstractContextManager[asyncio.Event]:
+        return self._changes.of(cell)
+
+    def queue_changes(self) -> AbstractContextManager[asyncio.Event]:
+        return self._changes.of_queue()
 
     async def doubt(self) -> None:
         return None
@@ -101,7 +104,7 @@ class SqliteStore:
                 self._foreign_writes = await self._run(file.foreign_writes, self._connection)
             await self._run(file.check, self._connection, self._path, self._identity, self._foreign_writes)
             if not self._trusted:
-                await self._recall()
+                await self._load_memory()
         except Refused:
             self._trusted = False
             raise
@@ -116,18 +119,18 @@ class SqliteStore:
         written = await self._run(rows.replace_record, self._connection, record, self._floor)
         if written:
             self._remember(record)
-            self._changes.tell(record.cell)
+            self._changes.notify(record.cell)
             if record.export is not None and record.export.phase is Phase.QUEUED:
-                self._changes.tell(QUEUE)
+                self._changes.notify_queue()
             return True
         known = self._known(record.cell)
         if known is not None and known.revision == record.revision - 1:
-            # We wrote what it follows, and it is not there: somebody else was at the file.
+            # The memory holds the record before this one, but the file doesn't: another program wrote to the file.
             self._trusted = False
             raise Refused(Refusal.STORE_UNAVAILABLE, note=f"{self._path} was written to by another program")
         return False
 
-    async def _recall(self) -> None:
+    async def _load_memory(self) -> None:
         """Fill the memory from the file."""
         underway = await self._run(rows.select_underway, self._connection)
         self._memory.clear()
@@ -142,7 +145,7 @@ class SqliteStore:
         return self._underway.get(cell) or self._memory.get(cell)
 
     def _remember(self, record: CellRecord) -> CellRecord:
-        """Remember a record, unless a newer one is known. Returns the newer."""
+        """Put a record into the memory unless a newer one is there. Return the newer of both."""
         known = self._known(record.cell)
         if known is not None and known.revision >= record.revision:
             return known
@@ -165,7 +168,7 @@ class SqliteStore:
         except sqlite3.Error as error:
             code = _primary_code(error)
             if code not in _NOT_WRITTEN:
-                # Whether it was written is not known: nothing that is remembered counts until the file has been asked.
+                # The write may or may not have been made: don't trust the memory until it was loaded again.
                 self._trusted = False
             raise Refused(_refusal(code)) from error
 

@@ -1,0 +1,18 @@
+-- Reads the mark, and makes a new one if this Redis may have lost writes.
+-- KEYS: mark
+-- ARGV: the time in milliseconds; the floor that the caller knows, or 0
+-- Returns: floor, settled, the eviction policy
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+local policy = string.match(redis.call('INFO', 'memory'), 'maxmemory_policy:([%w-]+)') or ''
+local mark = redis.call('HMGET', KEYS[1], 'run', 'floor', 'settled', 'top')
+local known, floor = tonumber(ARGV[2]), tonumber(mark[2] or 0)
+if mark[1] == run and floor >= known then
+    return {mark[2], mark[3], policy}
+end
+-- Higher than any revision that can have been written in the moments that were lost.
+local lost = 60000
+floor = math.max(tonumber(ARGV[1]), floor + 1, known + lost, tonumber(mark[4] or 0) + lost)
+local text = string.format('%.0f', floor)
+redis.call('HSET', KEYS[1], 'run', run, 'floor', text, 'settled', '0', 'top', text)
+redis.call('PUBLISH', 'export:changed', '*')
+return {text, '0', policy}

@@ -1,0 +1,9 @@
+-- Ends the doubt of that floor.
+-- KEYS: mark
+-- ARGV: floor
+-- Returns: 'ok', '1'; or 'mark' if the floor is outdated
+local mark = redis.call('HMGET', KEYS[1], 'floor', 'settled', 'top')
+if mark[1] ~= ARGV[1] then return {'mark'} end
+redis.call('HSET', KEYS[1], 'settled', '1')
+redis.call('PUBLISH', 'export:changed', '*')
+return {'ok', '1'}
