@@ -57,7 +57,7 @@ class Bodies:
         body = self._read_up_to(environ["wsgi.input"], announced or _LIMIT + 1)
         if len(body) > _LIMIT:
             raise ApiError(errors.BODY_TOO_LARGE)
-        # A body that was cut short, or sent in broken chunks, is not what the client meant.
+        # The client sent fewer bytes than announced, or broken chunks.
         if not body or (announced is not None and len(body) < announced):
             raise _no_json(body)
         return body

@@ -1,7 +1,7 @@
 """Errors of calls to the server, as errors of the REST facade.
 
-The server sends the code of Personium's error list, the message, and whether a retry makes sense. This module adds only
-what the wire lacks. A reason that is newer than this gateway counts as its gRPC status says.
+The server sends the code of Personium's error list, the message, and whether a retry makes sense. This module adds the
+details that the wire lacks. An unknown reason without a valid code is answered by its gRPC status.
 """
 
 import re
@@ -51,7 +51,7 @@ _BY_STATUS: Mapping[grpc.StatusCode, Problem] = {
     grpc.StatusCode.CANCELLED: errors.SERVER_AWAY,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DEADLINE,
 }
-# What grpc itself answers, without the server's code having a part in it.
+# The statuses that grpc itself returns when the server's code was not involved.
 _BY_GRPC_ITSELF = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,

@@ -1,4 +1,4 @@
-"""The metadata of the call that a request becomes: an allow-list, built here from single headers.
+"""The metadata of the call that a request becomes: an allow-list, built here header by header.
 
 The facade adds no authority and judges nothing. A value that metadata can't hold, or that is too large, would break the
 call: it is replaced by a value that the server judges as malformed.

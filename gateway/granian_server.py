@@ -95,7 +95,7 @@ class _Certificates:
         self._server = server
         self._reloader = reloader
         self._files: list[int] = []
-        # Those of the previous worker, which may just be starting.
+        # The files of the previous worker, which may still be starting.
         self._older: list[int] = []
         self._publish(reloader.latest)
 

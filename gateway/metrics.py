@@ -1,4 +1,4 @@
-"""What the gateway counts: a port, and the implementation for a gateway without metrics."""
+"""The gateway's metrics: a protocol, and the implementation that counts nothing."""
 
 from typing import Protocol
 

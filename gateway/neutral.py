@@ -1,6 +1,6 @@
-"""Middleware that hides request headers on which nothing here depends, and over which the router would stumble.
+"""Middleware that hides the request headers `Host` and `Upgrade`. The router fails on some values of them.
 
-Caveat: the application never sees the real `Host`. URLs in answers come from the settings.
+Caveat: the application never sees the real `Host`. URLs in responses come from the settings.
 """
 
 from collections.abc import Iterable

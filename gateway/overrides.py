@@ -1,6 +1,8 @@
-"""Middleware for headers that replace others: `X-HTTP-Method-Override`, and `X-Override` for limited clients.
+"""Middleware for headers that replace others: `X-HTTP-Method-Override` and `X-Override`.
 
-Caveat: `X-Override` can carry the headers named below. A proxy in front that filters or checks such a header, for
+Clients that can't set headers such as `Authorization` use `X-Override`.
+
+Caveat: it can carry the headers named below. A proxy in front that filters or checks such a header, for
 example `Authorization`, doesn't see it inside `X-Override`: then set `CELLEXPORT_X_OVERRIDE=off`. An override never
 changes `Host`, framing, forwarding headers, the request key or the method.
 """
@@ -74,7 +76,7 @@ def split(text: str) -> list[str]:
 
 
 def pairs(texts: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield names and values. A text without a colon, or with nothing before it, is ignored."""
+    """Yield names and values. A text without a colon, or without a name, is ignored."""
     for text in texts:
         name, colon, value = text.partition(":")
         if colon and name.strip():

@@ -18,7 +18,7 @@ _FRESH_SECONDS = 1.0
 _STALE_SECONDS = 3.0
 _ROUND_ROBIN: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
 # The first channel watches the health of every server and asks one that is SERVING. A server limits such watches, and
-# strangers may take them all. Then that channel finds no server, and the second asks the servers in turn.
+# other clients may use them all. Then the first channel finds no server, and the second asks the servers in turn.
 _SERVICE_CONFIGS = (json.dumps(_ROUND_ROBIN | {"healthCheckConfig": {"serviceName": ""}}), json.dumps(_ROUND_ROBIN))
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class _Result:
 
 
 class Readiness:
-    """The cached result of a health check. However many ask, the server is checked at most once a second.
+    """The cached result of a health check. The server is checked at most once a second.
 
     Args:
         target: the server's gRPC name.
