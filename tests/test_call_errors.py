@@ -1,9 +1,9 @@
-"""Refusals of a server that is newer than the gateway: real answers on the wire, through the real application."""
+"""Errors of calls as HTTP responses: the server of these tests sends them on the wire, the real application answers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent import futures
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 import pytest
@@ -11,8 +11,11 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from werkzeug.test import Client, TestResponse
 
+from cellexport.metadata import DOMAIN
 from gateway import create_app
 from gateway.settings import Settings
+from server import refusals
+from server.rpc.refusal_table import STATUS
 
 METHOD = "/cellexport.v1.CellExportService/GetCellExport"
 UNIT_URL = "https://unit1.example/"
@@ -20,16 +23,18 @@ UNIT_URL = "https://unit1.example/"
 
 @dataclass(frozen=True)
 class Refusal:
-    """What the server of these tests answers."""
+    """The error that the server sends. Without a reason it has no details, like errors of grpc itself."""
 
     status: grpc.StatusCode
     reason: str = "NEWER_THAN_THE_GATEWAY"
+    domain: str = DOMAIN
     code: str = ""
     message: str = "Newer than the gateway."
     retry: bool = False
+    details: Mapping[str, str] = field(default_factory=dict)
 
 
-class NewerServer(grpc.GenericRpcHandler):
+class RefusingServer(grpc.GenericRpcHandler):
     """Refuses every call with the same refusal."""
 
     def __init__(self, refusal: Refusal) -> None:
@@ -43,20 +48,22 @@ class NewerServer(grpc.GenericRpcHandler):
     def _refuse(self, _: bytes, context: grpc.ServicerContext) -> bytes:
         refusal = self._refusal
         status = status_pb2.Status(code=refusal.status.value[0], message=refusal.message)
-        metadata = {"personium_code": refusal.code} if refusal.code else {}
-        info = error_details_pb2.ErrorInfo(reason=refusal.reason, domain="cellexport", metadata=metadata)
-        status.details.add().Pack(info)
+        metadata = dict(refusal.details) | ({"personium_code": refusal.code} if refusal.code else {})
+        info = error_details_pb2.ErrorInfo(reason=refusal.reason, domain=refusal.domain, metadata=metadata)
+        if refusal.reason:
+            status.details.add().Pack(info)
         if refusal.retry:
             delay = duration_pb2.Duration(seconds=1)
             status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+        if status.details:
+            context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
         context.abort(refusal.status, refusal.message)
 
 
 @contextmanager
 def facade(refusal: Refusal) -> Iterator[Client]:
-    """Run the application in front of a server that answers so."""
-    server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[NewerServer(refusal)])
+    """Run the application in front of a server that refuses every call."""
+    server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[RefusingServer(refusal)])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
@@ -144,3 +151,52 @@ def test_braces_in_a_message_are_left_alone() -> None:
 def test_a_newer_401_has_a_challenge_that_blames_no_token(code: str) -> None:
     answer = ask(Refusal(grpc.StatusCode.UNAUTHENTICATED, code=code))
     assert answer.headers.getlist("WWW-Authenticate") == [f'Bearer realm="{UNIT_URL}demo/"']
+
+
+# The server's texts are the document's, but for two reasons, whose details only HTTP shows in the message.
+REWORDED = {"SNAPSHOT_EXISTS": "File [one.zip] already exists.", "UNEXPECTED": "Unknown Exception [0123]"}
+INVALID_TOKEN = {"TOKEN_EXPIRED", "TOKEN_INVALID", "REFRESH_TOKEN", "SIGNATURE_INVALID"}
+
+
+@pytest.mark.parametrize("known", refusals.Refusal, ids=lambda known: known.name)
+def test_every_reason_of_the_server_is_answered_by_its_code(known: refusals.Refusal) -> None:
+    details = {"name": "one", "error_id": "0123", "privilege": "root"}
+    text, spec = refusals.Refused(known, **details).text, known.value
+    answer = ask(Refusal(STATUS[known], known.name, DOMAIN, spec.personium_code, text, spec.retry, details))
+    message = {"lang": "en", "value": REWORDED.get(known.name, text)}
+    assert answer.status_code == int(spec.personium_code[2:5])
+    assert answer.json == {"code": spec.personium_code, "message": message}
+    assert answer.headers.get("Retry-After") == ("1" if spec.retry else None)
+    error = ', error="invalid_token"' if known.name in INVALID_TOKEN else ""
+    challenges = [f'Bearer realm="{UNIT_URL}demo/"{error}'] if answer.status_code == 401 else []
+    assert answer.headers.getlist("WWW-Authenticate") == challenges
+
+
+OF_GRPC = {"UNAVAILABLE", "CANCELLED", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
+
+
+@pytest.mark.parametrize(("status", "code"), STATUSES.items())
+@pytest.mark.parametrize("foreign", [False, True])
+def test_an_error_without_the_servers_details_is_answered_by_its_status_only_if_grpc_itself_returns_that_status(
+    status: str, code: str, foreign: bool
+) -> None:
+    # Details of another domain, for example of a proxy, count as none.
+    reason, domain = ("TOKEN_EXPIRED", "proxy.example") if foreign else ("", "")
+    answer = ask(Refusal(grpc.StatusCode[status], reason, domain, code="PR404-ZZ-0042"))
+    expected = code if status in OF_GRPC else "PR500-SV-9999"
+    assert answer.json["code"] == expected  # type: ignore[index]  # it is JSON
+    assert answer.status_code == int(expected[2:5])
+    assert ("Retry-After" in answer.headers) == (answer.status_code == 503)
+    assert "WWW-Authenticate" not in answer.headers
+
+
+def test_a_5xx_of_the_server_is_logged_with_code_status_and_details(caplog: pytest.LogCaptureFixture) -> None:
+    ask(Refusal(grpc.StatusCode.UNAVAILABLE, code="PR503-ZZ-0042", message="x" * 500))
+    [record] = [record for record in caplog.records if record.message == "call failed"]
+    logged = vars(record)
+    assert (logged["code"], logged["status"], logged["details"]) == ("PR503-ZZ-0042", "UNAVAILABLE", "x" * 400)
+
+
+def test_a_4xx_of_the_server_is_not_logged_again(caplog: pytest.LogCaptureFixture) -> None:
+    ask(Refusal(grpc.StatusCode.NOT_FOUND, code="PR404-ZZ-0042"))
+    assert not [record for record in caplog.records if record.name.startswith("gateway")]

@@ -1,4 +1,4 @@
-"""Every error, over both doors: the same request has the same verdict."""
+"""Every error over HTTP and gRPC alike: the same request has the same verdict."""
 
 import asyncio
 import itertools
@@ -41,7 +41,7 @@ INVALID_TOKEN = ', error="invalid_token"'
 
 @dataclass(frozen=True)
 class Row:
-    """A request over both doors, and its verdict. `cell` and `name` say what is asked for, `headers` how."""
+    """A request over HTTP and gRPC, and its verdict. `cell` and `name` are its arguments, `headers` its credentials."""
 
     id: str
     http: int
@@ -190,7 +190,7 @@ def test_the_same_verdict_over_both_doors(unit: Unit, tmp_path: Path, row: Row) 
         return
     assert info is not None
     assert (info.reason, info.domain, info.metadata["personium_code"]) == (row.reason, "cellexport", row.code)
-    # Whatever it is, it is neither a flood nor an age.
+    # A delay that neither floods the server nor keeps the caller waiting.
     assert 1 <= client.retry_seconds(error) <= 2 if row.retry else client.retry_seconds(error) == 0
     assert len(error.details() or "") <= 200
 
@@ -233,19 +233,19 @@ def test_a_full_disk_is_told_and_the_status_still_is(unit: Unit, tmp_path: Path)
 
 
 async def fail(request: Message, call: Call) -> Message:
-    """A method that fails in a way that nobody foresaw."""
+    """Raise an exception that the server does not know."""
     raise RuntimeError("canary-inside-7")
 
 
 async def hang(request: Message, call: Call) -> Message:
-    """A method that never ends."""
+    """Never return."""
     await asyncio.Event().wait()
     raise AssertionError
 
 
 @asynccontextmanager
 async def broken_server(cells: Path, rule: UnaryMethod) -> AsyncIterator[int]:
-    """A server whose methods are broken, behind the real guard."""
+    """Run a server whose methods are broken, behind the real guard."""
     judge = Judge([MasterToken(Secret(TOKEN))], cookies=None, clock=now_ms)
     guard = Guard(Admission(judge=judge, cells=CellDirectory(cells)), CallsInFlight(), now_ms)
     service = cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"]

@@ -1,4 +1,4 @@
-"""That docs/errors.md says of every error what the code does."""
+"""docs/errors.md agrees with the code about every error."""
 
 import re
 
@@ -11,15 +11,15 @@ TEXT = (ROOT / "docs" / "errors.md").read_text()
 
 
 def test_every_reason_is_in_the_table_with_its_status_code_and_whether_to_retry() -> None:
-    told = re.findall(r"^\| `(\w+)` \| (\w+) \| (\S+) \| (\w*) ?\|", TEXT, re.MULTILINE)
-    assert told == [
+    documented = re.findall(r"^\| `(\w+)` \| (\w+) \| (\S+) \| (\w*) ?\|", TEXT, re.MULTILINE)
+    assert documented == [
         (reason.name, STATUS[reason].name, reason.value.personium_code, "yes" if reason.value.retry else "")
         for reason in Refusal
     ]
 
 
 def test_every_error_of_the_gateways_own_is_in_the_other_table() -> None:
-    told = {code: int(status) for status, code in re.findall(r"^\| (\d+) \| (\S+) \|", TEXT, re.MULTILINE)}
+    documented = {code: int(status) for status, code in re.findall(r"^\| (\d+) \| (\S+) \|", TEXT, re.MULTILINE)}
     problems = {value for value in vars(rest).values() if isinstance(value, rest.Problem)}
     codes = {reason.value.personium_code for reason in Refusal}
-    assert told == {problem.code: problem.status for problem in problems if problem.code not in codes}
+    assert documented == {problem.code: problem.status for problem in problems if problem.code not in codes}

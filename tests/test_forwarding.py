@@ -1,4 +1,4 @@
-"""What the server gets to know of a request, seen by a server that writes it down."""
+"""The metadata that the gateway forwards, recorded by a real gRPC server."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +24,13 @@ ALLOWED = {
     "x-personium-requestkey",
     "traceparent",
 }
-# What grpc itself adds.
+# The metadata that grpc itself adds.
 OF_GRPC = {"user-agent"}
 
 
 @dataclass
 class Seen:
-    """What arrived, and how to send more."""
+    """A client of the gateway, and the metadata of each call that arrived at the server."""
 
     client: Client
     calls: list[tuple[tuple[str, str], ...]] = field(default_factory=list)

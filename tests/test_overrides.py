@@ -36,7 +36,7 @@ NONE, SCHEME, TOKEN_BAD, LACKING, HEADER = (
         ([f"X-Override: {GOOD}", f"X-Override: {BAD}"], TOKEN_BAD),
         ([f"X-Override: Accept: a/b,c/d;q=0.5,{GOOD}"], READY),
         ([GOOD, "X-Override: Authorization: Bearer a,Bearer b"], TOKEN_BAD),
-        # What is passed over.
+        # Ignored pairs.
         ([GOOD, "X-Override:"], READY),
         ([GOOD, "X-Override: :"], READY),
         ([GOOD, "X-Override: :v"], READY),
@@ -45,7 +45,7 @@ NONE, SCHEME, TOKEN_BAD, LACKING, HEADER = (
         ([GOOD, "X-Override: " + ":" * 5000], READY),
         ([GOOD, "X-Override: X-Override: Authorization: Bearer wrong"], READY),
         ([f"X-Override: X-Override: {GOOD}"], NONE),
-        # What it never reaches.
+        # Headers that it never changes.
         ([GOOD, "X-Override: Host: evil.example"], READY),
         ([GOOD, "X-Override: Content-Length: 5"], READY),
         ([GOOD, "X-Override: Transfer-Encoding: chunked"], READY),
@@ -92,7 +92,7 @@ def test_it_can_be_turned_off(unit: Unit) -> None:
 
 
 names = st.from_regex(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,20}", fullmatch=True)
-# A comma in a value survives unless what follows it looks like another pair: that can't be told apart.
+# A comma in a value survives unless the text after it has the form of another pair.
 values = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=":"), max_size=40)
 joints = st.sampled_from([",", ", ", " ,\t"])
 
