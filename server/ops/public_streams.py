@@ -36,7 +36,7 @@ class PublicStreams:
 
     @asynccontextmanager
     async def room(self, context: Context) -> AsyncIterator[None]:
-        """Hold a place for a stream while the context is open. Abort the call if there is none, or at its time limit."""
+        """Hold a place for a stream while open. Abort the call if there is none, or when its time is up."""
         if self._closing:
             await _refuse(context, Refusal.SERVER_SHUTDOWN)
         if len(self._open) >= self._most:

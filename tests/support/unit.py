@@ -13,7 +13,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from canary import steady
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import (
     CancelCellExportRequest,
@@ -42,24 +42,31 @@ from cellexport.v1.exporter_pb2 import (
     ReportProgressRequest,
 )
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
+from zygote import Process, zygote
 
 T = TypeVar("T")
 
 TOKEN = "master-token-for-tests"
 OWNER = "http://localhost:8080/unitadmin/#owner"
 UNIT_URL = "https://unit1.example/"
+# Variables that are read before, or while, modules are imported.
+_FOR_A_FRESH_INTERPRETER = ("GRPC_", "LD_", "PYTHON")
 ROOT = Path(__file__).parent.parent.parent
 
 
-def eventually(look: Callable[[], T | None], *, within: float = 15.0) -> T:
-    """What `look` returns once that is neither None nor False."""
-    deadline = time.monotonic() + within
+def eventually(look: Callable[[], T | None], *, within: float = 60.0) -> T:
+    """Return the first result of `look` that is neither None nor False.
+
+    Args:
+        within: seconds on the steady clock; a promise's own number, or a long time that only notices a hang.
+    """
+    deadline = steady() + within
     pause = threading.Event()
     while True:
         result = look()
         if result is not None and result is not False:
             return result
-        if time.monotonic() > deadline:
+        if steady() > deadline:
             raise AssertionError(f"not so within {within} s")
         pause.wait(0.01)
 
@@ -158,7 +165,7 @@ class Program:
     """A running program, and what it has logged."""
 
     module: str
-    process: subprocess.Popen[bytes]
+    process: Process
     log: Path
 
     def lines(self) -> list[dict[str, Any]]:
@@ -177,11 +184,11 @@ class Program:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def terminate(self) -> int:
         self.process.terminate()
-        return self.process.wait(15)
+        return self.process.wait(60)
 
     def peak_memory(self) -> int:
         """The most memory that it ever had, in bytes."""
@@ -215,7 +222,7 @@ class Unit:
             if program.process.poll() is None:
                 program.signal(signal.SIGCONT)
                 program.process.kill()
-            program.process.wait(10)
+            program.process.wait(60)
 
     def add_cell(self, name: str, files: Mapping[str, bytes] | None = None) -> Path:
         """Make a cell, and return the directory of its files."""
@@ -248,10 +255,14 @@ class Unit:
     def start(self, module: str, *before: str, **more: str) -> Program:
         """Start a program by its module's name, behind other words of a command line if given."""
         log = self.directory.parent / f"{module}-{secrets.token_hex(4)}.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [*before, sys.executable, "-m", module], env=self.variables(**more), stdout=file, stderr=file
-            )
+        log.touch()
+        process: Process
+        if before or any(name.startswith(_FOR_A_FRESH_INTERPRETER) for name in {**self.settings, **more}):
+            with log.open("wb") as file:
+                command = [*before, sys.executable, "-m", module]
+                process = subprocess.Popen(command, env=self.variables(**more), stdout=file, stderr=file)
+        else:
+            process = zygote().start(module, self.variables(**more), log)
         program = Program(module, process, log)
         self.programs.append(program)
         return program
@@ -284,9 +295,9 @@ class Unit:
     ) -> Answer:
         connection: http.client.HTTPConnection
         if self.http_tls:
-            connection = http.client.HTTPSConnection("127.0.0.1", self.http_port, timeout=20, context=self.http_tls)
+            connection = http.client.HTTPSConnection("127.0.0.1", self.http_port, timeout=60, context=self.http_tls)
         else:
-            connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=20)
+            connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=60)
         try:
             credentials = {} if token is None else {"Authorization": f"Bearer {token}"}
             connection.request(method, path, body, {**credentials, **(headers or {})})
@@ -298,7 +309,7 @@ class Unit:
 
     def raw(self, request: bytes, *, method: str = "GET", end: bool = False) -> Answer:
         """The answer to a request as it is written here. `end` says that nothing will follow it."""
-        with socket.create_connection(("127.0.0.1", self.http_port), 20) as connection:
+        with socket.create_connection(("127.0.0.1", self.http_port), 60) as connection:
             connection.sendall(request)
             if end:
                 connection.shutdown(socket.SHUT_WR)
@@ -321,29 +332,29 @@ class Unit:
     def get(self, cell: str = "demo", token: str = TOKEN, port: int | None = None) -> CellExport:
         with self.channel(port) as channel:
             stub, request = CellExportServiceStub(channel), GetCellExportRequest(cell=cell)
-            return stub.GetCellExport(request, metadata=client.bearer(token), timeout=10).cell_export
+            return stub.GetCellExport(request, metadata=client.bearer(token), timeout=60).cell_export
 
     def begin(self, name: str | None = None, cell: str = "demo") -> CellExport:
         """Start an export."""
         with self.channel() as channel:
             request = StartCellExportRequest(cell=cell, name=name)
             call = CellExportServiceStub(channel).StartCellExport
-            return call(request, metadata=client.bearer(TOKEN), timeout=10).cell_export
+            return call(request, metadata=client.bearer(TOKEN), timeout=60).cell_export
 
     def cancel(self, cell: str = "demo", name: str | None = None) -> CellExport:
         with self.channel() as channel:
             request = CancelCellExportRequest(cell=cell, name=name)
             call = CellExportServiceStub(channel).CancelCellExport
-            return call(request, metadata=client.bearer(TOKEN), timeout=10).cell_export
+            return call(request, metadata=client.bearer(TOKEN), timeout=60).cell_export
 
-    def wait_until_ready(self, cell: str = "demo", *, within: float = 30.0) -> CellExport:
+    def wait_until_ready(self, cell: str = "demo", *, within: float = 60.0) -> CellExport:
         def look() -> CellExport | None:
             status = self.get(cell)
             return status if status.state == CellExport.STATE_READY else None
 
         return eventually(look, within=within)
 
-    def wait_until_ready_or_away(self, cell: str = "demo", *, within: float = 30.0) -> CellExport:
+    def wait_until_ready_or_away(self, cell: str = "demo", *, within: float = 60.0) -> CellExport:
         """As `wait_until_ready`, where the store may be away meanwhile."""
 
         def look() -> CellExport | None:
@@ -370,12 +381,12 @@ class HandExporter:
 
     def claim(self, *, wait: int = 5, request_id: str | None = None) -> ClaimedExport | None:
         request = self.claim_request(wait=wait, request_id=request_id)
-        response = self.stub.ClaimExport(request, metadata=self.metadata, timeout=wait + 5)
+        response = self.stub.ClaimExport(request, metadata=self.metadata, timeout=wait + 60)
         return response.claimed_export if response.HasField("claimed_export") else None
 
     def give_back(self, request_id: str) -> None:
         request = ClaimExportRequest(request_id=request_id, give_back=True)
-        assert self.stub.ClaimExport(request, metadata=self.metadata, timeout=5) == ClaimExportResponse()
+        assert self.stub.ClaimExport(request, metadata=self.metadata, timeout=60) == ClaimExportResponse()
 
     def must_claim(self) -> ClaimedExport:
         claimed = self.claim()
@@ -386,7 +397,7 @@ class HandExporter:
         """Report, and return whether the export is to end."""
         progress = Progress(work_done=done, work_total=total)
         request = ReportProgressRequest(cell=claimed.cell, lease=claimed.lease, sequence=sequence, progress=progress)
-        return self.stub.ReportProgress(request, metadata=self.metadata, timeout=5).cancel_requested
+        return self.stub.ReportProgress(request, metadata=self.metadata, timeout=60).cancel_requested
 
     def finish(
         self,
@@ -395,7 +406,7 @@ class HandExporter:
         reason: Outcome.Reason.ValueType = Outcome.REASON_UNSPECIFIED,
     ) -> CellExport:
         request = FinishExportRequest(cell=claimed.cell, lease=claimed.lease, result=result, reason=reason)
-        return self.stub.FinishExport(request, metadata=self.metadata, timeout=5).cell_export
+        return self.stub.FinishExport(request, metadata=self.metadata, timeout=60).cell_export
 
 
 def accepts(port: int) -> bool:

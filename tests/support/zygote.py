@@ -1,0 +1,204 @@
+"""Starts programs quickly: as forks of one interpreter that has imported their modules already.
+
+The suite starts hundreds of programs, and the imports of each cost nearly half a second of processor time. A program
+from here is still a process of its own, with its own environment, output and signals, and runs `__main__` as
+`python -m` does. A program behind another command, such as `strace`, or with variables that only a fresh interpreter
+obeys, is started the usual way.
+
+The zygote is the parent of its programs: it reports their ends over its standard output.
+"""
+
+import json
+import os
+import runpy
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+_MODULES = ("server.__main__", "server.wiring", "server.exporter.__main__", "gateway.__main__", "redis.asyncio")
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE)
+
+
+class Process(Protocol):
+    """A started program: the part of `subprocess.Popen` that the tests use."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class Forked:
+    """A program that the zygote has started."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._ended = threading.Event()
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if not self._ended.wait(timeout):
+            raise subprocess.TimeoutExpired(f"program {self.pid}", timeout or 0)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, sig: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, sig)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def end(self, returncode: int) -> None:
+        self.returncode = returncode
+        self._ended.set()
+
+
+class Zygote:
+    """The prepared interpreter, as a process beside the tests."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._lock = threading.Lock()
+        self._started: dict[int, Forked] = {}
+        self._answer: list[int] = []
+        self._answered = threading.Semaphore(0)
+        threading.Thread(target=self._listen, name="zygote", daemon=True).start()
+
+    def start(self, module: str, environment: Mapping[str, str], log: Path) -> Forked:
+        """Start a program with its output in a file."""
+        order = {"module": module, "environment": dict(environment), "log": str(log), "directory": str(Path.cwd())}
+        with self._lock:
+            assert self._process.stdin
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            assert self._answered.acquire(timeout=60), "the zygote doesn't answer"
+            return self._started[self._answer.pop()]
+
+    def _listen(self) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            kind, pid, *status = line.split()
+            if kind == "started":
+                self._started[int(pid)] = Forked(int(pid))
+                self._answer.append(int(pid))
+                self._answered.release()
+            else:
+                self._started.pop(int(pid)).end(int(status[0]))
+
+
+@cache
+def zygote() -> Zygote:
+    """Return the zygote of this process."""
+    return Zygote()
+
+
+def _serve() -> None:
+    """Start a program for each line on standard input, and report starts and ends. End with the input."""
+    for module in _MODULES:
+        __import__(module)
+    assert threading.active_count() == 1, "an import has started a thread: forks would be unsafe"
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    # Ctrl-C is for the tests.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    selector = selectors.DefaultSelector()
+    selector.register(reader, selectors.EVENT_READ)
+    selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+    buffer = b""
+    while True:
+        ready = {key.fd for key, _ in selector.select()}
+        if sys.stdin.fileno() in ready:
+            data = os.read(sys.stdin.fileno(), 65536)
+            if not data:
+                return
+            *lines, buffer = (buffer + data).split(b"\n")
+            for line in lines:
+                _start(json.loads(line))
+        if reader in ready:
+            os.read(reader, 4096)
+            _report_ends()
+
+
+def _start(order: dict[str, object]) -> None:
+    pid = os.fork()
+    if pid == 0:
+        _become(order)
+    os.write(sys.stdout.fileno(), f"started {pid}\n".encode())
+
+
+def _become(order: dict[str, object]) -> None:
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in _SIGNALS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        # As Python sets it at its start.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        log = os.open(str(order["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for target, source in ((0, nothing), (1, log), (2, log)):
+            os.dup2(source, target)
+        os.closerange(3, 256)
+        os.environ.clear()
+        os.environ.update(order["environment"])  # type: ignore[call-overload]  # a mapping of texts, from JSON
+        time.tzset()
+        os.chdir(str(order["directory"]))
+        sys.argv = [str(order["module"])]
+        runpy.run_module(str(order["module"]), run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException as error:  # noqa: BLE001 - the end of the program
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter does before atexit
+        import atexit
+
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _report_ends() -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        os.write(sys.stdout.fileno(), f"ended {pid} {os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,39 @@
+"""The clock by which the tests judge promises: it must stand still when the machine stalls, and only then."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+from unit import ROOT
+
+# Prints how long a pause of its whole process took, by each clock.
+PAUSED = """
+import json, sys, time
+from canary import steady
+steady()
+began, began_steady = time.monotonic(), steady()
+print("begun", flush=True)
+sys.stdin.readline()
+print(json.dumps([time.monotonic() - began, steady() - began_steady]), flush=True)
+"""
+
+
+def test_a_pause_of_the_whole_process_does_not_count() -> None:
+    command = [sys.executable, "-c", PAUSED]
+    environment = {"PYTHONPATH": str(ROOT / "tests" / "support")}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(1)  # the pause that is measured
+        process.send_signal(signal.SIGCONT)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        real, steady = json.loads(process.stdout.readline())
+    assert real >= 1
+    assert steady < real - 0.8
