@@ -1,18 +1,56 @@
-"""Fixtures that start the real thing: programs as processes, on free ports, on units in temporary directories."""
+"""Fixtures that start real programs as processes, on free ports, on units in temporary directories."""
 
 import fcntl
+import os
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from unit import ROOT, Unit
 
+# A test with one of these fixtures needs programs.
+_WITH_PROGRAMS = frozenset({"unit", "shared_unit", "node", "pki", "shared", "snapshot"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start programs, for `make quick` to leave out."""
+    for item in items:
+        if isinstance(item, pytest.Function) and _WITH_PROGRAMS & set(item.fixturenames):
+            item.add_marker(pytest.mark.process)
+
+
+class _QuickTests:
+    """Fails a test of `make quick` that starts a program after all."""
+
+    def __init__(self) -> None:
+        self._test = ""
+        sys.addaudithook(self._refuse_programs)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        self._test = item.nodeid
+        try:
+            return (yield)
+        finally:
+            self._test = ""
+
+    def _refuse_programs(self, event: str, _: tuple[object, ...]) -> None:
+        if self._test and event in ("subprocess.Popen", "os.fork", "os.posix_spawn"):
+            raise RuntimeError(f"{self._test} starts a program: mark it with `process`")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch for programs that quick tests start."""
+    if os.environ.get("QUICK"):
+        config.pluginmanager.register(_QuickTests())
+
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Iterator[Unit]:
-    """A unit with one cell `demo`, and no program running yet. What is started on it is stopped with the test."""
+    """Yield a unit with one cell `demo` and no program. Programs started on it are stopped with the test."""
     with Unit(tmp_path / "unit") as unit:
         unit.add_cell("demo", {"hello.txt": b"hello"})
         yield unit
@@ -20,7 +58,7 @@ def unit(tmp_path: Path) -> Iterator[Unit]:
 
 @pytest.fixture(scope="module")
 def shared_unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
-    """A unit with server and gateway running, for tests that leave it as it was."""
+    """Yield a unit with server and gateway running, for tests that leave it unchanged."""
     with Unit(tmp_path_factory.mktemp("shared") / "unit") as unit:
         unit.add_cell("demo", {"hello.txt": b"hello"})
         unit.start_server()
@@ -30,9 +68,9 @@ def shared_unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
 
 @pytest.fixture(scope="session")
 def node() -> Path:
-    """Where the compiled examples in TypeScript are. The first test to ask for them waits for their packages."""
+    """Return the directory of the compiled TypeScript examples. The first test that needs them compiles them."""
     with (ROOT / "examples" / "node" / "package.json").open() as lock:
-        # Tests that run beside this one may want them, too.
+        # Tests that run in parallel may need them, too.
         fcntl.flock(lock, fcntl.LOCK_EX)
         subprocess.run(["make", "--silent", "examples"], cwd=ROOT, check=True, timeout=360)
     return ROOT / "examples" / "node" / "build"

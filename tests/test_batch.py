@@ -17,7 +17,7 @@ def batch(unit: Unit, cells: Sequence[str], *, token: str | None = TOKEN, key: s
     metadata = (*(bearer(token) if token else ()), ("x-personium-requestkey", key))
     with unit.channel() as channel:
         call = CellExportServiceStub(channel).BatchGetCellExports
-        return call(BatchGetCellExportsRequest(cells=cells), metadata=metadata, timeout=10).entries
+        return call(BatchGetCellExportsRequest(cells=cells), metadata=metadata, timeout=60).entries
 
 
 def outcomes(entries: Sequence[CellExportEntry]) -> list[str]:
@@ -104,7 +104,7 @@ def test_a_flood_of_batches_leaves_other_calls_their_turn(unit: Unit) -> None:
             stub, metadata = CellExportServiceStub(channel), bearer(TOKEN)
             flood = {asyncio.ensure_future(stub.BatchGetCellExports(request, metadata=metadata)) for _ in range(200)}
             await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
-            await stub.GetCellExport(GetCellExportRequest(cell="demo"), metadata=metadata, timeout=10)
+            await stub.GetCellExport(GetCellExportRequest(cell="demo"), metadata=metadata, timeout=60)
             answered = sum(call.done() for call in flood)
             assert 0 < answered < 100, answered
             for call in flood:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from unit import ROOT
 
 # Prints how long a pause of its whole process took, by each clock.
@@ -20,6 +22,7 @@ print(json.dumps([time.monotonic() - began, steady() - began_steady]), flush=Tru
 """
 
 
+@pytest.mark.process
 def test_a_pause_of_the_whole_process_does_not_count() -> None:
     command = [sys.executable, "-c", PAUSED]
     environment = {"PYTHONPATH": str(ROOT / "tests" / "support")}

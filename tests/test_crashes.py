@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import snapshots
+from canary import steady
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from oracle import Oracle
 from unit import Unit, answered, eventually, meanwhile, needs
@@ -93,10 +94,10 @@ def test_a_killed_exporter_ends_its_export_within_the_lease(busy_unit: Unit) -> 
     assert busy_unit.http().status == 200
     with Oracle(busy_unit):
         exporter.kill()
-        killed = time.monotonic()
+        killed = steady()
         assert busy_unit.status()["status"] == "exportation in progress"
         status = busy_unit.wait_until_ready()
-        assert time.monotonic() - killed < busy_unit.lease_seconds + 1
+        assert steady() - killed < busy_unit.lease_seconds + 1
         assert busy_unit.status() == {"status": "ready"}
         assert (status.last_outcome.result, status.last_outcome.reason) == (
             Outcome.RESULT_INTERRUPTED,
@@ -135,9 +136,9 @@ def test_a_killed_worker_of_the_gateway_is_replaced(unit: Unit) -> None:
 def test_a_server_that_is_told_to_end_does_so_though_exporters_wait(unit: Unit) -> None:
     server = unit.start_server()
     unit.start_exporter()
-    begun = time.monotonic()
+    begun = steady()
     assert server.terminate() == 0
-    assert time.monotonic() - begun < 3
+    assert steady() - begun < 3
     unit.start_server()
     unit.begin("after")
     assert unit.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
@@ -173,10 +174,10 @@ def test_a_paused_server_costs_no_living_exporter_its_lease(busy_unit: Unit) -> 
     server = busy_unit.programs[0]
     assert busy_unit.http().status == 200
     server.signal(signal.SIGSTOP)
-    begun = time.monotonic()
+    begun = steady()
     answer = busy_unit.http()
     assert (answer.status, answer.code) == (504, "PR504-SV-0001")
-    assert time.monotonic() - begun < 3
+    assert steady() - begun < 3
     threading.Event().wait(busy_unit.lease_seconds)
     server.signal(signal.SIGCONT)
     assert busy_unit.get().state == CellExport.STATE_EXPORTING
@@ -207,7 +208,7 @@ def test_an_export_published_by_an_exporter_that_died_before_saying_so_has_succe
     inject = "inject=fsync:signal=SIGKILL:when=2"
     exporter = unit.start_exporter("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "-e", inject)
     unit.begin("told")
-    exporter.process.wait(20)
+    exporter.process.wait(60)
     status = unit.wait_until_ready(within=unit.lease_seconds + 2)
     assert status.last_outcome.result == Outcome.RESULT_SUCCEEDED
     assert files(unit) == ["told.zip"]
@@ -228,9 +229,9 @@ def test_parts_of_the_dead_are_swept_and_those_of_the_living_are_not(busy_unit: 
 @pytest.mark.fault("F05")
 def test_a_gateway_that_starts_first_finds_the_server_when_it_comes(unit: Unit) -> None:
     gateway = unit.start_gateway()
-    begun = time.monotonic()
+    begun = steady()
     answer = unit.http()
-    assert time.monotonic() - begun < 3
+    assert steady() - begun < 3
     assert (answer.status, answer.code) == (503, "PR503-SV-0002")
     assert answer.headers["retry-after"] == "1"
     unit.start_server()

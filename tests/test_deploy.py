@@ -87,6 +87,7 @@ def test_the_procfile_runs_a_unit_and_ends_it(unit: Unit) -> None:
     assert unit.get().last_outcome.reason == Outcome.REASON_SHUTDOWN
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", UNITS)
 @needs("systemd-analyze", "systemd")
 def test_systemd_has_nothing_to_say_against_its_units(tmp_path: Path, name: str) -> None:
@@ -96,7 +97,7 @@ def test_systemd_has_nothing_to_say_against_its_units(tmp_path: Path, name: str)
         unit.write_text(unit.read_text().replace("/opt/cellexport/bin", str(BIN)))
 
     def analyze(*words: str) -> None:
-        done = subprocess.run(["systemd-analyze", *words, units / name], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(["systemd-analyze", *words, units / name], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"{name}:" not in done.stderr
 

@@ -45,7 +45,7 @@ def target(unit: Unit) -> str:
 
 
 def run(unit: Unit, *command: str | Path, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=variables(unit, token), capture_output=True, text=True, timeout=30)
+    return subprocess.run(command, env=variables(unit, token), capture_output=True, text=True, timeout=60)
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def test_a_program_in_node_says_once_that_the_server_is_away_and_once_that_it_is
         unit.start_server()
         eventually(lambda: "the server answers again" in output.read_text())
         process.terminate()
-        process.wait(10)
+        process.wait(60)
     said = output.read_text()
     assert re.search(unasked(".*ECONNREFUSED.*", target(unit)), said)
     assert said.count("could not be asked") == said.count("answers again") == 1
@@ -297,7 +297,7 @@ def test_the_shell_script_watches_without_a_copy_of_the_contract(unit: Unit) -> 
         env=variables(unit) | {"BUF": str(buf)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     assert watched.returncode == 0, watched.stderr
     assert '"state": "STATE_READY"' in watched.stdout
@@ -337,7 +337,7 @@ def test_the_exporter_in_node_makes_the_snapshot_that_the_bundled_one_makes(
         with pytest.raises(grpc.RpcError):
             unit.begin("theirs")
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     unit.start_exporter()
     unit.begin("ours")
     unit.wait_until_ready()
@@ -383,7 +383,7 @@ def test_an_export_of_the_exporter_in_node_ends_with_it_and_leaves_no_zip(
         match how:
             case "terminated":
                 process.terminate()
-                assert process.wait(10) == 0
+                assert process.wait(60) == 0
             case "killed":
                 process.send_signal(signal.SIGKILL)
             case _:

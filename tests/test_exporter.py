@@ -34,6 +34,7 @@ def entries(unit: Unit, name: str = "snap") -> dict[str, dict[str, object]]:
     return {line["name"]: line for line in lines}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_real_tree_is_exported_whole_and_each_percent_is_true(unit: Unit, tmp_path: Path) -> None:
     webdav = unit.directory / "cells" / "demo" / "webdav"
@@ -276,7 +277,7 @@ def test_an_idle_exporter_ends_at_once(unit: Unit) -> None:
 def test_a_refused_token_ends_the_exporter_with_one_clear_sentence(unit: Unit) -> None:
     unit.start_server()
     exporter = unit.start("server.exporter", CELLEXPORT_EXPORTER_TOKEN="another")
-    assert exporter.process.wait(10) == 2
+    assert exporter.process.wait(60) == 2
     assert "the server refuses the token: set CELLEXPORT_EXPORTER_TOKEN" in exporter.log.read_text()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from canary import steady
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from tokens import ACCESS_FILE, SECRET, Issuer, fields, local, older, resident
@@ -127,12 +128,12 @@ def test_a_long_call_ends_when_its_token_does(mesh: Unit, issuer: Issuer) -> Non
     exp = int(time.time()) - 27
     with mesh.channel() as channel:
         exporter = HandExporter(channel, issuer.token(aud=UNIT_URL, scope=REPORT, exp=exp))
-        started = time.monotonic()
+        started = steady()
         with pytest.raises(grpc.RpcError) as raised:
             exporter.claim(wait=20)
         assert reason(raised) == "TOKEN_EXPIRED"
         assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
-        assert time.monotonic() - started < 6
+        assert steady() - started < 6
         # Nothing was given to it on its way out.
         mesh.begin()
         assert HandExporter(channel).claim() is not None
@@ -154,7 +155,7 @@ def test_the_exporter_goes_on_with_the_token_that_is_in_its_file_by_then(mesh: U
 def test_a_token_of_the_environment_that_has_ended_ends_the_exporter(mesh: Unit, issuer: Issuer) -> None:
     token = issuer.token(aud=UNIT_URL, scope=REPORT, exp=1)
     exporter = mesh.start("server.exporter", CELLEXPORT_EXPORTER_TOKEN=token)
-    assert exporter.process.wait(15) == 2
+    assert exporter.process.wait(60) == 2
     assert "the server refuses the token" in exporter.log.read_text()
 
 

@@ -22,6 +22,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 import snapshots
+from canary import steady
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome, StartCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
@@ -55,19 +56,19 @@ def test_calls_to_a_killed_server_end_at_once_and_requests_in_time(unit: Unit) -
     with Oracle(unit), unit.channel() as channel:
         exporter = HandExporter(channel)
         request = ClaimExportRequest(request_id="0123456789abcdef", wait=Duration(seconds=30))
-        waiting = exporter.stub.ClaimExport.future(request, metadata=exporter.metadata, timeout=30)
+        waiting = exporter.stub.ClaimExport.future(request, metadata=exporter.metadata, timeout=60)
         assert exporter.claim(wait=0) is None
         server.kill()
-        killed = time.monotonic()
+        killed = steady()
         assert waiting.code() is grpc.StatusCode.UNAVAILABLE
         with pytest.raises(grpc.RpcError) as raised:
             exporter.claim(wait=0)
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert time.monotonic() - killed < 2
+        assert steady() - killed < 2
         for _ in range(5):
-            begun = time.monotonic()
+            begun = steady()
             answer = unit.http()
-            assert time.monotonic() - begun < IN_TIME
+            assert steady() - begun < IN_TIME
             assert (answer.status, answer.code) == (503, "PR503-SV-0002")
             assert answer.headers["retry-after"] == "1"
         unit.start_server()
@@ -150,7 +151,7 @@ def _export(unit: Unit, name: str) -> float:
 
 def _wait_for_the_end(unit: Unit) -> Outcome:
     """How the export ends whose exporter was just killed. One that was not claimed yet is done by the next exporter."""
-    killed = time.monotonic()
+    killed = steady()
     seen = set()
 
     def look() -> Outcome | None:
@@ -161,8 +162,7 @@ def _wait_for_the_end(unit: Unit) -> Outcome:
     outcome = eventually(look)
     if outcome.result == Outcome.RESULT_INTERRUPTED:
         assert outcome.reason == Outcome.REASON_LEASE_EXPIRED
-        # A second more than is promised, for a machine that has other things to do.
-        assert time.monotonic() - killed < unit.lease_seconds + 2
+        assert steady() - killed < unit.lease_seconds + 2
         # The progress of the dead stands still; only its last report may still have been on its way. 0 is the end.
         assert len(seen - {0}) <= 2
     return outcome
@@ -201,7 +201,7 @@ def _load(unit: Unit) -> Iterator[list[int | str]]:
 
     def ask() -> None:
         while not over.is_set():
-            with closing(http.client.HTTPConnection("127.0.0.1", unit.http_port, timeout=10)) as connection:
+            with closing(http.client.HTTPConnection("127.0.0.1", unit.http_port, timeout=60)) as connection:
                 try:
                     while not over.wait(0.1):
                         connection.request("GET", "/demo/__export", headers={"Authorization": f"Bearer {TOKEN}"})
@@ -249,10 +249,10 @@ def test_what_nobody_waits_for_any_more_is_not_done_after_a_pause(unit: Unit) ->
         asked = StartCellExportRequest(cell="other")
         _expect_deadline(1.0, lambda: start(asked, metadata=exporter.metadata, timeout=1))
         for method, cell in (("GET", "demo"), ("POST", "third")):
-            begun = time.monotonic()
+            begun = steady()
             answer = unit.http(method, f"/{cell}/__export")
             assert (answer.status, answer.code) == (504, "PR504-SV-0001")
-            assert time.monotonic() - begun < IN_TIME
+            assert steady() - begun < IN_TIME
         threading.Event().wait(20 - (time.monotonic() - stopped))
         server.signal(signal.SIGCONT)
         eventually(lambda: unit.http().status == 200)
@@ -267,11 +267,13 @@ def test_what_nobody_waits_for_any_more_is_not_done_after_a_pause(unit: Unit) ->
 
 
 def _expect_deadline(seconds: float, call: Callable[[], object]) -> None:
-    begun = time.monotonic()
+    begun, begun_steady = time.monotonic(), steady()
     with pytest.raises(grpc.RpcError) as raised:
         call()
+    took, took_steady = time.monotonic() - begun, steady() - begun_steady
     assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert seconds - 0.1 < time.monotonic() - begun < seconds + 0.5
+    assert seconds - 0.1 < took
+    assert took_steady < seconds + 0.5
 
 
 # Programs that are told to end.
@@ -294,7 +296,7 @@ def test_a_server_that_is_told_to_end_answers_what_it_has_begun_and_sends_waiter
             exporter.stub.ClaimExport.future(
                 ClaimExportRequest(request_id=f"{number:016}", wait=Duration(seconds=30)),
                 metadata=exporter.metadata,
-                timeout=35,
+                timeout=60,
             )
             for number in range(20)
         ]
@@ -305,11 +307,11 @@ def test_a_server_that_is_told_to_end_answers_what_it_has_begun_and_sends_waiter
             # Long enough to be there, and shorter than the disk takes.
             threading.Event().wait(0.4)
             server.signal(signal.SIGTERM)
-            told = time.monotonic()
+            told = steady()
             assert {_reason(call) for call in waiting} == {("UNAVAILABLE", "SERVER_SHUTDOWN")}
-            assert time.monotonic() - told < GRACE
-            assert server.process.wait(GRACE + 1) == 0
-            assert time.monotonic() - told < GRACE + 1
+            assert steady() - told < GRACE
+            assert server.process.wait(60) == 0
+            assert steady() - told < GRACE + 1
         # Both were in the middle when the server was told to end.
         report.result()
         assert start.result().status == 202
@@ -357,10 +359,10 @@ def test_an_exporter_that_is_told_to_end_gives_its_export_back_at_once(unit: Uni
         unit.begin("cut")
         eventually(lambda: unit.get().exportation.progress_percent >= 40)
         exporter.signal(signal.SIGTERM)
-        told = time.monotonic()
+        told = steady()
         eventually(lambda: unit.status() == {"status": "ready"}, within=2)
-        assert exporter.process.wait(10) == 0
-        assert time.monotonic() - told < GRACE
+        assert exporter.process.wait(60) == 0
+        assert steady() - told < GRACE
         outcome = unit.get().last_outcome
         assert (outcome.result, outcome.reason) == (Outcome.RESULT_INTERRUPTED, Outcome.REASON_SHUTDOWN)
         assert files(unit) == ["cut.error"]
@@ -419,7 +421,7 @@ def test_an_application_that_was_made_before_a_fork_serves_in_every_worker(unit:
 
 
 def _ask_port(port: int) -> tuple[int, bytes]:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
         connection.request("GET", "/demo/__export", headers={"Authorization": f"Bearer {TOKEN}"})
         response = connection.getresponse()
         return response.status, response.read()

@@ -10,6 +10,7 @@ import grpc
 import pytest
 import redis
 
+from canary import steady
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport
 from oracle import Oracle, unchanged
@@ -64,12 +65,12 @@ def answers(unit: Unit) -> bool:
 
 
 def must_be_away(unit: Unit) -> float:
-    """Every answer is 503, in time, and none says ready. Returns how long it took, in seconds."""
-    begun = time.monotonic()
+    """Every answer is 503, in time, and none says ready. Returns how long it took, in seconds of the steady clock."""
+    begun = steady()
     answer = unit.http()
     assert (answer.status, answer.code) == (503, "PR503-SV-0003")
     assert answer.headers["retry-after"] == "1"
-    took = time.monotonic() - begun
+    took = steady() - begun
     assert took < 3
     with pytest.raises(grpc.RpcError) as refusal:
         unit.get()
@@ -105,16 +106,17 @@ def test_a_paused_redis_is_told_in_time_and_the_export_goes_on(unit: Unit, store
     with Oracle(unit):
         begin_large(unit)
         exporter = unit.programs[-1]
-        with store.paused() as begun:
+        begun = time.monotonic()
+        with store.paused():
             took = []
             while time.monotonic() - begun < 10:
                 took.append(must_be_away(unit))
             # The middle one: that of a machine which is busy with other things, too.
             assert sorted(took)[len(took) // 2] < STORE_SECONDS
             assert not (unit.snapshots / "demo" / "large.zip").exists()
-        resumed = time.monotonic()
+        resumed = steady()
         eventually(lambda: answers(unit), within=2)
-        assert time.monotonic() - resumed < 2
+        assert steady() - resumed < 2
         status = unit.wait_until_ready(within=60)
         assert status.last_outcome.result == Outcome.RESULT_SUCCEEDED
     assert exporter.process.poll() is None
@@ -190,10 +192,11 @@ def test_an_emptied_redis_and_a_dead_exporter_are_ready_after_a_lease(unit: Unit
     unit.programs[-1].kill()
     with store.client() as client:
         client.flushall()
-    begun = time.monotonic()
+    begun, begun_steady = time.monotonic(), steady()
     must_be_away(unit)
     eventually(lambda: answers(unit))
-    assert unit.lease_seconds - 0.5 < time.monotonic() - begun < 2 * unit.lease_seconds + 1
+    assert unit.lease_seconds - 0.5 < time.monotonic() - begun
+    assert steady() - begun_steady < 2 * unit.lease_seconds + 1
     assert unit.status() == {"status": "ready"}
 
 
@@ -525,7 +528,7 @@ def test_a_redis_that_evicts_is_refused_at_the_start_and_found_out_later(unit: U
     with store.client() as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
     second = unit.start("server", CELLEXPORT_GRPC_LISTEN=f"127.0.0.1:{free_port()}")
-    assert second.process.wait(10) == 2
+    assert second.process.wait(60) == 2
     assert second.log.read_text().count("\n") == 1
     assert "maxmemory-policy is allkeys-lru, which evicts keys: set it to noeviction" in second.log.read_text()
     unit.programs[0].wait_for_log("store unavailable")

@@ -175,7 +175,7 @@ def test_an_exporter_that_can_not_leave_snapshots_ends_at_the_start_and_says_why
     unit.start_server()
     with harm(unit.snapshots):
         exporter = unit.start("server.exporter")
-        assert exporter.process.wait(10) == 2
+        assert exporter.process.wait(60) == 2
     assert exporter.log.read_text() == f"cellexport-exporter: {unit.snapshots} can't be used for snapshots: {why}.\n"
 
 
@@ -186,7 +186,7 @@ def test_an_exporter_that_may_not_leave_snapshots_ends_at_the_start_and_says_why
     unit.start_server()
     unit.snapshots.mkdir(mode=0o500)
     exporter = unit.start("server.exporter", "setpriv", "--bounding-set=-dac_override,-dac_read_search")
-    assert exporter.process.wait(10) == 2
+    assert exporter.process.wait(60) == 2
     assert exporter.log.read_text().endswith(f"{unit.snapshots} can't be used for snapshots: Permission denied.\n")
 
 

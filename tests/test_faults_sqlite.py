@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 import snapshots
+from canary import steady
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport
@@ -98,9 +99,9 @@ def test_reports_to_a_locked_database_are_refused_soon_and_nobody_else_waits_for
         exporter.report(claimed, 1, 10)
         with locked(unit.directory / "export.db"), unchanged(unit), waiting_times(unit) as waited:
             for sequence in range(2, 6):
-                begun = time.monotonic()
+                begun = steady()
                 assert refusal(exporter, claimed, sequence, 50) == ("UNAVAILABLE", "STORE_UNAVAILABLE", UNKNOWN[1])
-                assert time.monotonic() - begun < 1.5
+                assert steady() - begun < 1.5
         # Each report waits half a second for the lock: a loop that waited with it would show here.
         assert statistics.median(waited) < 0.2
         exporter.report(claimed, 6, 50)
@@ -114,9 +115,9 @@ def waiting_times(unit: Unit) -> Iterator[list[float]]:
 
     def ask(over: threading.Event) -> None:
         while not over.is_set():
-            begun = time.monotonic()
+            begun = steady()
             unit.get()
-            times.append(time.monotonic() - begun)
+            times.append(steady() - begun)
 
     with meanwhile(ask):
         yield times
@@ -176,7 +177,7 @@ def test_a_store_that_is_read_only_at_the_start_is_told_with_its_path_and_why(un
     assert first.terminate() == 0
     remount(small_disk, "ro")
     second = unit.start("server", CELLEXPORT_STORE=f"sqlite:///{small_disk}/export.db")
-    assert second.process.wait(10) == 2
+    assert second.process.wait(60) == 2
     message = second.log.read_text()
     assert message.count("\n") == 1
     assert f"{small_disk}/export.db" in message
@@ -193,7 +194,7 @@ def test_a_database_that_may_not_be_written_is_told_at_the_start(unit: Unit) -> 
         path.chmod(0o444)
     (unit.directory / "export.db.lock").unlink()
     second = unit.start("server", "setpriv", "--bounding-set=-dac_override,-dac_read_search")
-    assert second.process.wait(10) == 2
+    assert second.process.wait(60) == 2
     message = second.log.read_text()
     assert message.count("\n") == 1
     assert f"{unit.directory}/export.db" in message

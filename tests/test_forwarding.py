@@ -15,6 +15,7 @@ from werkzeug.test import Client
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, GetCellExportResponse
 from gateway import create_app
 from gateway.settings import Settings
+from thoroughness import examples, property_test
 
 ALLOWED = {
     "authorization",
@@ -82,7 +83,8 @@ header_values = st.one_of(
 queries = st.one_of(st.sampled_from(QUERIES), st.text(max_size=30))
 
 
-@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@property_test
+@settings(max_examples=examples(300, 2000), deadline=None, suppress_health_check=list(HealthCheck))
 @pytest.mark.timeout(120)
 @given(st.lists(st.tuples(header_names, header_values), max_size=6), queries)
 def test_metadata_is_an_allow_list(seen: Seen, headers: list[tuple[str, str]], query: str) -> None:

@@ -54,6 +54,7 @@ def sources(directory: Path, pattern: str) -> list[Path]:
     return found
 
 
+@pytest.mark.long
 @needs("g++")
 @needs("protoc", "protobuf-compiler")
 @needs("grpc_cpp_plugin", "protobuf-compiler-grpc")
@@ -65,6 +66,7 @@ def test_cpp_takes_the_contract(tmp_path: Path) -> None:
     compile_with(code, "g++", "-std=c++17", "-Wall", "-Werror", "-fsyntax-only", "-I.", *sources(code, "*.cc"))
 
 
+@pytest.mark.long
 @needs("javac", "default-jdk-headless")
 @needs("protoc", "protobuf-compiler")
 @needs("grpc_java_plugin", "protobuf-compiler-grpc-java-plugin")

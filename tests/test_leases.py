@@ -65,7 +65,7 @@ def test_a_claim_repeated_after_a_lost_answer_gives_the_same_export(unit: Unit, 
 
 def test_a_claim_whose_caller_has_gone_is_given_to_the_next(unit: Unit, exporter: HandExporter) -> None:
     request = ClaimExportRequest(request_id="0123456789abcdef", wait=Duration(seconds=30))
-    waiting = exporter.stub.ClaimExport.future(request, metadata=exporter.metadata, timeout=30)
+    waiting = exporter.stub.ClaimExport.future(request, metadata=exporter.metadata, timeout=60)
     assert exporter.claim(wait=0) is None
     waiting.cancel()
     unit.begin()
@@ -187,7 +187,7 @@ def test_no_number_of_a_report_may_be_impossible(unit: Unit, exporter: HandExpor
     progress = Progress(work_done=50, work_total=100, **numbers)
     request = ReportProgressRequest(cell="demo", lease=claimed.lease, sequence=2, progress=progress)
     with unchanged(unit), pytest.raises(grpc.RpcError) as error:
-        exporter.stub.ReportProgress(request, metadata=exporter.metadata, timeout=5)
+        exporter.stub.ReportProgress(request, metadata=exporter.metadata, timeout=60)
     assert refused(error) == ("INVALID_ARGUMENT", "PROGRESS_INVALID")
 
 
@@ -415,7 +415,7 @@ def test_a_message_that_is_none_shows_nothing_of_our_insides(unit: Unit, exporte
         )
         for message in (b"\xff\xff\xff", b"\x0a\x02\xff\xfe", b"\x0a\x7f"):
             with pytest.raises(grpc.RpcError) as error:
-                call(message, metadata=exporter.metadata, timeout=5)
+                call(message, metadata=exporter.metadata, timeout=60)
             assert (error.value.code().name, error.value.details()) == ("INTERNAL", "Exception deserializing request!")
     assert "Traceback" not in unit.programs[0].log.read_text()
 
@@ -429,4 +429,4 @@ def test_an_exporter_whose_token_is_refused_in_the_middle_ends(unit: Unit) -> No
     eventually(lambda: unit.get().exportation.bytes_done > 0)
     server.kill()
     unit.start_server(CELLEXPORT_MASTER_TOKEN="changed")
-    assert exporter.process.wait(15) == 2
+    assert exporter.process.wait(60) == 2

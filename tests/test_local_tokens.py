@@ -22,6 +22,7 @@ from server.cells import Cell
 from server.refusals import Refused
 from server.settings import Settings
 from server.wiring import serving
+from thoroughness import examples, property_test
 from tokens import (
     ACCESS_FILE,
     CELL_URL,
@@ -421,7 +422,8 @@ def changed(text: str, data: st.DataObject) -> str:
     return text[:at] + text[to] + text[at + 1 : to] + text[at] + text[to + 1 :] if at < to else text[: at + 1]
 
 
-@settings(max_examples=3000, deadline=None)
+@property_test
+@settings(max_examples=examples(400, 3000), deadline=None)
 @given(st.data())
 def test_a_token_that_was_changed_anywhere_is_refused_in_one_way(judge: Judge, data: st.DataObject) -> None:
     token = data.draw(st.sampled_from([resident(), visitor(ADMIN), older("AA~"), local("AP~", fields("7"))]))
@@ -432,7 +434,8 @@ def test_a_token_that_was_changed_anywhere_is_refused_in_one_way(judge: Judge, d
         assert code(judge, authorization=f"Bearer {mutant}") in expected
 
 
-@settings(max_examples=3000, deadline=None)
+@property_test
+@settings(max_examples=examples(400, 3000), deadline=None)
 @given(st.data())
 def test_a_cookie_that_was_changed_anywhere_is_refused_in_one_way(judge: Judge, data: st.DataObject) -> None:
     original = good()
@@ -442,7 +445,8 @@ def test_a_cookie_that_was_changed_anywhere_is_refused_in_one_way(judge: Judge, 
         assert code(judge, cookies=(mutant,), peers=(PEER,)) == COOKIE
 
 
-@settings(max_examples=2000, deadline=None)
+@property_test
+@settings(max_examples=examples(400, 2000), deadline=None)
 @given(st.text(max_size=300), st.sampled_from(["AR~", "AV~", "RR~", "AU~", "AA~", "RT~", ""]))
 @example("", "RV~")
 def test_garbage_is_refused_in_one_way(judge: Judge, text: str, prefix: str) -> None:
@@ -450,7 +454,8 @@ def test_garbage_is_refused_in_one_way(judge: Judge, text: str, prefix: str) -> 
     assert code(judge, cookies=(prefix + text,), peers=(PEER,)) == COOKIE
 
 
-@settings(max_examples=500, deadline=None)
+@property_test
+@settings(max_examples=examples(200, 500), deadline=None)
 @given(
     st.binary(min_size=16, max_size=16), st.sampled_from(["RR~", "AV~"]), st.sampled_from([b"\x10" * 16, b"\x10" * 15])
 )
@@ -464,6 +469,7 @@ def test_no_answer_tells_whether_padding_was_right(judge: Judge, garbage: bytes,
     assert code(judge, cookies=(b64(wrapped + garbage + ending),), peers=(PEER,)) == COOKIE
 
 
+@pytest.mark.process
 def test_secrets_of_24_and_32_bytes_are_keys_too(tmp_path: Path) -> None:
     for size in (24, 32):
         with Unit(tmp_path / str(size)) as unit:
@@ -475,6 +481,7 @@ def test_secrets_of_24_and_32_bytes_are_keys_too(tmp_path: Path) -> None:
             assert unit.get(token=local("AR~", fields("0"), secret="s" * size)).cell == "demo"
 
 
+@pytest.mark.process
 def test_without_the_secret_tokens_and_cookies_are_off(tmp_path: Path) -> None:
     with Unit(tmp_path / "unit") as unit:
         unit.add_cell("demo")

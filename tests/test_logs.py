@@ -41,10 +41,11 @@ def test_a_line_has_the_fields_of_its_call_and_its_own_win() -> None:
     assert "trace_id" not in json.loads(JsonFormatter().format(record("told")))
 
 
+@pytest.mark.process
 def test_warnings_and_errors_that_nobody_caught_are_lines_too() -> None:
     program = """
 import threading, warnings
-from cellexport import logs
+from cellexport.program import logs
 from cellexport.environment import Environment
 logs.configure(Environment({}), terminal=False)
 warnings.warn("of a library")
@@ -57,7 +58,7 @@ class Odd:
 Odd()
 1 / 0
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
     lines = [json.loads(line) for line in ended.stderr.splitlines()]
     assert ended.returncode == 1
     assert [line["level"] for line in lines] == ["warning", "error", "error", "error"]

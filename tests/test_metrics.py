@@ -31,7 +31,7 @@ Samples = list[tuple[str, Labels, float]]
 
 
 def scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         return str(answer.read().decode())
 
 
@@ -78,7 +78,7 @@ def test_calls_requests_and_exports_are_counted_as_they_end(unit: Unit, server_p
     with unit.channel() as channel:
         hand = HandExporter(channel)
         request = ClaimExportRequest(request_id="0123456789abcdef", wait=Duration(seconds=20))
-        waiting = hand.stub.ClaimExport.future(request, metadata=hand.metadata, timeout=20)
+        waiting = hand.stub.ClaimExport.future(request, metadata=hand.metadata, timeout=60)
         begun = "grpc_server_started_total"
         eventually(lambda: value(samples(scrape(server_port)), begun, grpc_method="ClaimExport") == 1)
         waiting.cancel()
@@ -178,7 +178,7 @@ def test_a_port_that_is_taken_is_one_clear_sentence(unit: Unit, server_port: int
     ):
         with socket.create_server(("127.0.0.1", port)):
             program = unit.start(module)
-            assert program.process.wait(10) == 2
+            assert program.process.wait(60) == 2
         message = program.log.read_text()
         assert re.fullmatch(rf"cellexport-\w+: {name}: 127.0.0.1:{port} can't be listened on.+\n", message), message
 
@@ -193,7 +193,7 @@ def test_stuck_clients_of_the_metrics_stop_nobody_and_are_let_go(unit: Unit, ser
     assert "grpc_server_started_total" in scrape(server_port)
     for path in ("", "/metrics/", "/"):
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"http://127.0.0.1:{server_port}{path}", timeout=5)
+            urllib.request.urlopen(f"http://127.0.0.1:{server_port}{path}", timeout=60)
 
 
 def test_a_worker_that_is_replaced_serves_its_metrics_again(unit: Unit, gateway_port: int) -> None:

@@ -114,6 +114,6 @@ def test_a_newer_version_is_not_brought_back(unit: Unit) -> None:
     connection.close()
     before = path.read_bytes()
     server = unit.start("server")
-    assert server.process.wait(10) == 2
+    assert server.process.wait(60) == 2
     assert "was written by a newer version of cellexport. Start that version." in server.log.read_text()
     assert path.read_bytes() == before

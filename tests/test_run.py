@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from canary import steady
 from unit import ROOT, Unit, eventually, free_port
 
 
@@ -35,7 +36,7 @@ def demo(directory: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[b
         yield process, output
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(20)
+        process.wait(60)
 
 
 def command(output: Path, label: str) -> str:
@@ -49,9 +50,10 @@ def command(output: Path, label: str) -> str:
 
 
 def paste(text: str) -> str:
-    return subprocess.run(text, shell=True, capture_output=True, text=True, timeout=20).stdout  # noqa: S602
+    return subprocess.run(text, shell=True, capture_output=True, text=True, timeout=60).stdout  # noqa: S602
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_stranger_has_it_running_with_one_command(tmp_path: Path) -> None:
     ports = {
@@ -77,12 +79,12 @@ def test_a_stranger_has_it_running_with_one_command(tmp_path: Path) -> None:
         snapshots = list((tmp_path / "var" / "unit" / "snapshots" / "demo").iterdir())
         assert [path.suffix for path in snapshots] == [".zip"]
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
-    begun = time.monotonic()
+        assert process.wait(60) == 0
+    begun = steady()
     with demo(tmp_path, **ports) as (_, output):
         ask = command(output, "ask its status")
         eventually(lambda: '{"status":"ready"}' in paste(ask))
-        assert time.monotonic() - begun < 10
+        assert steady() - begun < 10
 
 
 def test_a_unit_of_the_users_own_is_used_as_it_is(unit: Unit, tmp_path: Path) -> None:
@@ -104,14 +106,14 @@ def test_when_one_program_dies_all_end_and_it_is_said_which(unit: Unit, tmp_path
         match = re.search(r"exporter started \(pid=(\d+)\)", output.read_text())
         assert match
         os.kill(int(match[1]), signal.SIGKILL)
-        assert process.wait(20) != 0
+        assert process.wait(60) != 0
         assert "exporter stopped (rc=-9)" in output.read_text()
 
 
 def test_a_setting_that_one_program_refuses_ends_all_at_once(unit: Unit, tmp_path: Path) -> None:
     mine = {name: value for name, value in unit.variables().items() if name.startswith("CELLEXPORT_")}
     with demo(tmp_path, **mine, CELLEXPORT_X_OVERRIDE="nah") as (process, output):
-        assert process.wait(20) != 0
+        assert process.wait(60) != 0
         assert "CELLEXPORT_X_OVERRIDE: must be one of on, off." in output.read_text()
         assert "SIGKILL" not in output.read_text()
 
@@ -122,7 +124,7 @@ def test_a_taken_port_is_one_clear_sentence_that_says_what_to_do(unit: Unit, tmp
         taken.listen()
         mine = {name: value for name, value in unit.variables().items() if name.startswith("CELLEXPORT_")}
         with demo(tmp_path, **mine) as (process, output):
-            assert process.wait(10) == 2
+            assert process.wait(60) == 2
     address = f"127.0.0.1:{unit.http_port}"
     assert re.fullmatch(
         rf"make run: CELLEXPORT_HTTP_LISTEN: {address} is taken\. Stop the program that uses it, "

@@ -65,17 +65,18 @@ BAD = [
 @pytest.mark.parametrize(("module", "name", "value"), BAD)
 def test_a_bad_value_names_its_variable_and_ends_the_program(unit: Unit, module: str, name: str, value: str) -> None:
     program = unit.start(module, **{name: value})
-    assert program.process.wait(10) == 2
+    assert program.process.wait(60) == 2
     message = program.log.read_text()
     assert re.fullmatch(rf"cellexport-\w+: {name}: .+\n", message), message
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", ["server", "server.exporter", "gateway"])
 def test_every_program_says_what_it_is_and_starts_nothing(module: str) -> None:
-    shown = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=30)
+    shown = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0
     assert "until SIGTERM or SIGINT" in shown.stdout
-    shown = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=30)
+    shown = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60)
     assert re.fullmatch(rf"cellexport-\w+ {version('cellexport')}\n", shown.stdout)
 
 
@@ -83,7 +84,7 @@ def test_a_taken_port_is_one_clear_sentence(unit: Unit) -> None:
     unit.start_server()
     unit.start_gateway()
     second = unit.start("gateway")
-    assert second.process.wait(10) == 2
+    assert second.process.wait(60) == 2
     assert f"CELLEXPORT_HTTP_LISTEN: 127.0.0.1:{unit.http_port} can't be listened on" in second.log.read_text()
 
 
@@ -130,7 +131,7 @@ def test_a_unix_socket_is_not_taken_over_from_a_server_that_lives(unit: Unit, tm
     first = unit.start_server(CELLEXPORT_GRPC_LISTEN=socket)
     more = {"CELLEXPORT_GRPC_LISTEN": socket, "CELLEXPORT_STORE": f"sqlite:///{tmp_path}/other.db"}
     second = unit.start("server", **more)
-    assert second.process.wait(10) == 2
+    assert second.process.wait(60) == 2
     first.kill()
     unit.start_server(**more)
 

@@ -166,7 +166,7 @@ def test_a_log_left_by_a_removed_database_is_not_taken_for_the_new_ones(tmp_path
 def test_a_second_server_on_the_same_file_is_refused_with_one_sentence(unit: Unit) -> None:
     unit.start_server()
     second = unit.start("server", CELLEXPORT_GRPC_LISTEN="127.0.0.1:0")
-    assert second.process.wait(10) == 2
+    assert second.process.wait(60) == 2
     assert second.log.read_text().count("\n") == 1
     assert "belongs to a server that is running: one server owns the file." in second.log.read_text()
     assert unit.get().cell == "demo"
@@ -176,7 +176,7 @@ def test_a_second_server_on_the_same_file_is_refused_with_one_sentence(unit: Uni
 def test_a_second_server_on_the_same_port_is_refused_with_one_sentence(unit: Unit) -> None:
     unit.start_server()
     second = unit.start("server", CELLEXPORT_STORE=f"sqlite:///{unit.directory}/other.db")
-    assert second.process.wait(10) == 2
+    assert second.process.wait(60) == 2
     assert "CELLEXPORT_GRPC_LISTEN: 127.0.0.1" in second.log.read_text()
     assert unit.get().cell == "demo"
 

@@ -57,7 +57,10 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 _databases = itertools.count()
 
 
-@pytest.fixture(params=["sqlite", pytest.param("redis", marks=needs("redis-server"))])
+REDIS = pytest.param("redis", marks=[needs("redis-server"), pytest.mark.process])
+
+
+@pytest.fixture(params=["sqlite", REDIS])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     if request.param == "sqlite":
         return Backend(lambda: SqliteStore.open(tmp_path / "db"))
@@ -223,7 +226,9 @@ def test_no_read_shows_less_than_what_was_acknowledged_before_it_began(backend: 
     backend.run(test)
 
 
-@pytest.mark.parametrize("backend", [pytest.param("redis", marks=needs("redis-server"))], indirect=True)
+@pytest.mark.parametrize(
+    "backend", [pytest.param("redis", marks=[needs("redis-server"), pytest.mark.process])], indirect=True
+)
 def test_two_stores_on_the_same_records_are_told_of_each_others_changes(backend: Backend) -> None:
     async def main() -> None:
         async with backend.opened() as one, backend.opened() as other:

@@ -4,14 +4,14 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+import zygote
 from tokens import ACCESS_FILE, CELL_URL, SECRET, cookie_verdict, expired, resident, verdict, visitor
-from unit import ROOT, TOKEN, UNIT_URL, Unit, needs
+from unit import TOKEN, UNIT_URL, Unit, needs
 
 EXPIRED, INVALID, REFRESH = "PR401-AU-0002", "PR401-AU-0006", "PR401-AU-0007"
 MISSING, LACKING, SCOPE = "PR401-AU-0001", "PR403-AU-0002", "PR403-AU-0007"
@@ -43,10 +43,7 @@ def settings(unit: Unit, issuer: Path) -> dict[str, str]:
 
 
 def run(variables: Mapping[str, str], *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server", "token", *arguments]
-    return subprocess.run(
-        command, env=variables, input=given, capture_output=True, text=True, check=False, timeout=30, cwd=ROOT
-    )
+    return zygote.run("server", "token", *arguments, environment=variables, given=given)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +97,7 @@ def test_what_is_made_is_what_it_is_called(unit: Unit, issuer: Path, arguments: 
 @pytest.mark.parametrize("more", [[], ["--cookie"]])
 def test_the_curl_that_is_printed_works(unit: Unit, issuer: Path, more: list[str]) -> None:
     made = run(settings(unit, issuer), "mint", "resident", "--cell", "demo", "--subject", "admin", *more)
-    done = subprocess.run([*shlex.split(made.stderr), "-sS"], capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run([*shlex.split(made.stderr), "-sS"], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.startswith("HTTP/1.1 200")
 
 
@@ -175,6 +172,7 @@ def test_what_is_not_set_is_told(unit: Unit) -> None:
         assert setting in done.stderr
 
 
+@pytest.mark.process
 def test_an_issuer_is_not_made_over_another(issuer: Path) -> None:
     before = (issuer / "private.pem").read_bytes()
     done = run({}, "issuer", str(issuer))

@@ -174,5 +174,5 @@ def test_traces_that_cannot_be_had_are_one_clear_sentence(unit: Unit, tmp_path: 
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, "OTEL_EXPORTER_OTLP_PROTOCOL"),
     ):
         program = unit.start("server", CELLEXPORT_TRACES="on", **more)
-        assert program.process.wait(10) == 2
+        assert program.process.wait(60) == 2
         assert re.fullmatch(rf"cellexport-server: {name}: .+\n", program.log.read_text())

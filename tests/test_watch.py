@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from canary import steady
 from cellexport import client, watching
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome, WatchCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
@@ -115,11 +116,12 @@ def test_while_nothing_changes_it_says_so(unit: Unit) -> None:
     with unit.channel() as channel:
         watch = Watch(channel)
         first = watch.next()
-        began = time.monotonic()
+        began, began_steady = time.monotonic(), steady()
         for _ in range(2):
             message = watch.next()
             assert (message.HasField("cell_export"), message.revision) == (False, first.revision)
-        assert 1.6 <= time.monotonic() - began < 4
+        assert time.monotonic() - began >= 1.6
+        assert steady() - began_steady < 4
 
 
 def test_a_watch_ends_with_its_callers_token(unit: Unit) -> None:
@@ -175,7 +177,7 @@ def test_a_watch_that_is_opened_is_an_event_and_its_messages_are_none(unit: Unit
     with unit.channel() as channel:
         stub, metadata = CellExportServiceStub(channel), client.bearer(TOKEN)
         key = (*metadata, ("x-personium-requestkey", "my-watch"))
-        call = stub.WatchCellExport(WatchCellExportRequest(cell="demo"), metadata=key, timeout=30)
+        call = stub.WatchCellExport(WatchCellExportRequest(cell="demo"), metadata=key, timeout=60)
         next(call)
         next(call)
         unit.begin()
@@ -205,8 +207,8 @@ def test_a_server_that_ends_sends_watches_away_and_a_watch_that_goes_on_misses_n
     with unit.channel() as channel, following(unit) as follower:
         watches = [Watch(channel) for _ in range(20)]
         assert {watch.next().cell_export.state for watch in watches} == {CellExport.STATE_READY}
-        follower.arrived.get(timeout=10)
-        began = time.monotonic()
+        follower.arrived.get(timeout=60)
+        began = steady()
         server.signal(signal.SIGTERM)
         for watch in watches:
             error = watch.end()
@@ -215,8 +217,8 @@ def test_a_server_that_ends_sends_watches_away_and_a_watch_that_goes_on_misses_n
             assert info is not None
             assert (error.code().name, info.reason) == ("UNAVAILABLE", "SERVER_SHUTDOWN")
             assert 1 <= client.retry_seconds(error) <= 2
-        assert server.process.wait(15) == 0
-        assert time.monotonic() - began < 5
+        assert server.process.wait(60) == 0
+        assert steady() - began < 5
         unit.start_server()
         started = eventually(lambda: begun(unit))
         assert eventually(lambda: follower.messages[-1].cell_export == started)
@@ -231,7 +233,7 @@ def test_a_server_that_ends_sends_watches_away_and_a_watch_that_goes_on_misses_n
 def test_a_connection_that_has_become_old_takes_no_message_of_a_watch_with_it(unit: Unit) -> None:
     unit.start_server(CELLEXPORT_CONNECTION_AGE_SECONDS="1", CELLEXPORT_CONNECTION_GRACE_SECONDS="1")
     with following(unit) as follower, unit.channel() as channel:
-        follower.arrived.get(timeout=10)
+        follower.arrived.get(timeout=60)
         unit.begin()
         exporter = HandExporter(channel)
         claimed = exporter.must_claim()
@@ -286,10 +288,10 @@ def test_an_exporter_that_is_told_to_end_is_one_change_at_the_end(unit: Unit) ->
     with unit.channel() as channel:
         watch = Watch(channel, until_ready=True)
         eventually(lambda: watch.next_status().cell_export.exportation.bytes_done > 0)
-        began = time.monotonic()
+        began = steady()
         assert exporter.terminate() == 0
         *_, last = watch.call
-        assert time.monotonic() - began < 2
+        assert steady() - began < 2
     outcome = last.cell_export.last_outcome
     assert (outcome.result, outcome.reason) == (Outcome.RESULT_INTERRUPTED, Outcome.REASON_SHUTDOWN)
 
@@ -334,6 +336,7 @@ def test_that_nothing_has_changed_is_said_only_when_the_store_says_so(unit: Unit
                 assert reason(Watch(channel)) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
 
 
+@pytest.mark.process
 @needs("redis-server")
 @pytest.mark.fault("F31")
 def test_however_many_cells_are_watched_a_store_that_hangs_is_told_in_time(tmp_path: Path) -> None:
@@ -344,7 +347,7 @@ def test_however_many_cells_are_watched_a_store_that_hangs_is_told_in_time(tmp_p
             firsts = [anext(watches.watch(f"cell{number}", 0, until_ready=False)) for number in range(100)]
             refusals = await asyncio.gather(*firsts, return_exceptions=True)
             # Eight at a time, each for a second, they would take 13.
-            assert time.monotonic() - began < 6
+            assert steady() - began < 6
         assert {getattr(refusal, "refusal", None) for refusal in refusals} == {Refusal.STORE_UNAVAILABLE}
         await redis.close()
 

@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import redis
 
+from canary import steady
 from server.stores.redis.scripts import MARK
 from unit import eventually, free_port
 
@@ -67,10 +67,10 @@ class RedisServer:
 
     @contextmanager
     def paused(self) -> Iterator[float]:
-        """Stopped while the context is open. Its value is when it was, on the monotonic clock."""
+        """Stop Redis while the context is open. Its value is when that began, on the steady clock."""
         self.process.send_signal(signal.SIGSTOP)
         try:
-            yield time.monotonic()
+            yield steady()
         finally:
             self.process.send_signal(signal.SIGCONT)
 

@@ -15,14 +15,23 @@ import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-_MODULES = ("server.__main__", "server.wiring", "server.exporter.__main__", "gateway.__main__", "redis.asyncio")
+_MODULES = (
+    "server.token_command",
+    "server.wiring",
+    "server.exporter.runner",
+    "server.exporter.verifying.command",
+    "server.stores.redis.store",
+    "gateway",
+    "gateway.granian_server",
+)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE)
 
 
@@ -91,9 +100,29 @@ class Zygote:
         self._answered = threading.Semaphore(0)
         threading.Thread(target=self._listen, name="zygote", daemon=True).start()
 
-    def start(self, module: str, environment: Mapping[str, str], log: Path) -> Forked:
-        """Start a program with its output in a file."""
-        order = {"module": module, "environment": dict(environment), "log": str(log), "directory": str(Path.cwd())}
+    def start(
+        self,
+        module: str,
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        arguments: Sequence[str] = (),
+        given: Path | None = None,
+        errors: Path | None = None,
+    ) -> Forked:
+        """Start a program with its output in a file.
+
+        Args:
+            given: the file that is its standard input; nothing if omitted.
+            errors: the file for its standard error; that of its output if omitted.
+        """
+        order = {
+            "module": module,
+            "arguments": list(arguments),
+            "environment": dict(environment),
+            "directory": str(Path.cwd()),
+            "streams": [str(given or os.devnull), str(log), str(errors or log)],
+        }
         with self._lock:
             assert self._process.stdin
             self._process.stdin.write(json.dumps(order) + "\n")
@@ -111,6 +140,19 @@ class Zygote:
                 self._answered.release()
             else:
                 self._started.pop(int(pid)).end(int(status[0]))
+
+
+def run(
+    module: str, *arguments: str, environment: Mapping[str, str], given: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, and return its output like `subprocess.run`."""
+    with tempfile.TemporaryDirectory() as directory:
+        files = [Path(directory) / name for name in ("given", "output", "errors")]
+        files[0].write_text(given)
+        log, errors = files[1:]
+        program = zygote().start(module, environment, log, arguments=arguments, given=files[0], errors=errors)
+        status = program.wait(60)
+        return subprocess.CompletedProcess([module, *arguments], status, log.read_text(), errors.read_text())
 
 
 @cache
@@ -148,14 +190,14 @@ def _serve() -> None:
             _report_ends()
 
 
-def _start(order: dict[str, object]) -> None:
+def _start(order: dict[str, Any]) -> None:
     pid = os.fork()
     if pid == 0:
         _become(order)
     os.write(sys.stdout.fileno(), f"started {pid}\n".encode())
 
 
-def _become(order: dict[str, object]) -> None:
+def _become(order: dict[str, Any]) -> None:
     status = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -163,17 +205,17 @@ def _become(order: dict[str, object]) -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         # As Python sets it at its start.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        log = os.open(str(order["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for target, source in ((0, nothing), (1, log), (2, log)):
-            os.dup2(source, target)
+        for target, name in enumerate(order["streams"]):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND if target else os.O_RDONLY
+            os.dup2(os.open(name, flags, 0o600), target)
         os.closerange(3, 256)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - lives as long as the program
         os.environ.clear()
-        os.environ.update(order["environment"])  # type: ignore[call-overload]  # a mapping of texts, from JSON
+        os.environ.update(order["environment"])
         time.tzset()
-        os.chdir(str(order["directory"]))
-        sys.argv = [str(order["module"])]
-        runpy.run_module(str(order["module"]), run_name="__main__", alter_sys=True)
+        os.chdir(order["directory"])
+        sys.argv = [order["module"], *order["arguments"]]
+        runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
