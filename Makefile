@@ -8,9 +8,8 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
-# How many tests run at a time. Most wait for something, and many look how long that takes: three at a time on two
-# processors were late now and then.
-JOBS ?= 2
+# How many tests run at a time. Most tests wait, so there may be more than processors. No bound depends on their number.
+JOBS ?= 4
 PROTOS := $(wildcard proto/cellexport/v1/*.proto proto/cellexport/store/v1/*.proto)
 # The contract that must not be broken without a decision (docs/decisions.md).
 BASELINE := proto/baseline.binpb
@@ -20,7 +19,7 @@ NODE := examples/node
 NODE_SOURCES := $(shell find $(NODE)/src -name generated -prune -o -name '*.ts' -print) \
 	$(addprefix $(NODE)/,package.json tsconfig.json google_rpc.proto)
 
-.PHONY: help run test test-faults check lint bench examples format proto proto-check baseline lock clean
+.PHONY: help run quick test test-faults check lint bench examples format proto proto-check baseline lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,11 +27,14 @@ help: ## print this list
 run: $(VENV)/.run ## start server, exporter and gateway on a demo unit, and print what to paste
 	@$(BIN)/python examples/demo/run.py
 
-test: $(VENV)/.dev ## run every test, but for the faults that take long
+quick: $(VENV)/.dev ## run the tests that start no program, in half a minute
+	QUICK=1 $(BIN)/python -m pytest -m "not long and not process" -n 2
+
+test: $(VENV)/.dev ## run every test, except the faults that take long
 	$(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile
 
-test-faults: $(VENV)/.dev ## run the faults that take long
-	$(BIN)/python -m pytest -m long -n 2
+test-faults: $(VENV)/.dev ## run the faults that take long, and properties with all their examples
+	THOROUGH=1 $(BIN)/python -m pytest -m "long or thorough" -n $(JOBS)
 
 check: lint test ## everything that must hold before a change lands
 
