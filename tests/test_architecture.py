@@ -103,6 +103,15 @@ def test_callers_need_nothing_that_only_the_programs_share() -> None:
         assert not {name for name in imports(path) if inside(name, {"cellexport.program", "cellexport.store"})}, path
 
 
+@pytest.mark.parametrize("folder", [*ROOMS, "proto/cellexport/program", "server"])
+def test_each_room_says_what_lives_there_in_at_most_ten_lines(folder: str) -> None:
+    for path in [ROOT / folder / "__init__.py", *(ROOT / folder).glob("*/__init__.py")]:
+        if "v1" in path.parts or "store" in path.parts:
+            continue
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert 0 < len(text.splitlines()) <= 10, path
+
+
 def test_only_the_composition_root_and_the_commands_know_every_room() -> None:
     for path in (ROOT / "server").glob("*.py"):
         if path.stem not in {"__main__", "wiring", "settings", "token_command"}:

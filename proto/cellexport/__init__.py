@@ -1,13 +1,10 @@
-"""What the three programs and Python callers share.
+"""The package for Python callers, and for the three programs.
 
-- `v1`: the contract, and the stubs made from it
-- `client`: a channel to the server, done right
-- `watching`: a watch that goes on through restarts of the server
-- `service_config.json`: which calls are tried again, and how calls are spread over servers
-- `settings`: settings from the environment; `address`: addresses to listen at
-- `door`: where a program listens, and what is open to whom
-- `pem`: certificates and keys, read anew when they change; `renewing`: a channel that follows them
-- `logs`: the application log
-- `metrics`: the door that metrics are read at
-- `tracing`: whose a call is across programs; `spans`: the same recorded, where OpenTelemetry is installed
+- `v1`: the contract and its stubs. `metadata` and `request_key`: names and forms that callers and server share.
+- `client`: a channel to the server. `watching`: a watch that survives restarts of the server.
+- `service_config.json`: which calls a channel retries, and how it spreads them over servers.
+- `pem` and `renewing_channel`: certificates that are read again when they change. `address`, `environment`: settings.
+- `program/`: what only the three programs share. `store/`: the format in which a store keeps records.
+
+Nothing here imports a program; nothing outside `program/` imports `program/`.
 """

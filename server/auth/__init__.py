@@ -1,11 +1,12 @@
-"""Who may do what: decided here, for both doors, and nowhere else.
+"""Who may do what: decided here, for HTTP and gRPC alike, and nowhere else.
 
-    credentials ──▶ `credentials`  what was presented: a token, or a cookie that `cookie` opens to one
+    credentials ──▶ `credentials`  what was presented: a token, or a cookie that holds one (`cookie`)
                 ──▶ a `TokenKind`  is it genuine, for this cell, and not expired? `master`, `jwt_access`, `local`
-                ──▶ `rights`       what does that allow: roles, access list, scope
+                ──▶ `rights`       what does the token allow: roles, access list, scope
 
-A new kind of token is a new `TokenKind` in `wiring`. What was accepted is remembered under a digest, so that the same
-token again costs neither decryption nor signature; its end and the cell's access file are looked at every time.
+`opening` builds the judge. A new kind of token is a new `TokenKind` there. An accepted token is cached under its digest,
+so that its next use costs no decryption; its expiry and the cell's access file are checked every time.
+May import `exports.model`, `cells`, `refusals`, and `cellexport`.
 """
 
 from collections import OrderedDict

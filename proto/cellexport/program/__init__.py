@@ -1,0 +1,9 @@
+"""What the three programs share, and callers don't need.
+
+- `listening`: the address and TLS of a port. `unit_urls`: the URLs of the unit and its cells.
+- `logs`: the application log. `variables`: the names of all settings.
+- `tracing`, `traces` and `spans`: `traceparent`, and spans where OpenTelemetry is installed.
+- `metrics_server`: the port for metrics.
+
+May import `cellexport`.
+"""

@@ -1,0 +1,4 @@
+"""The proof that a snapshot is complete: `verify` checks it, `command` is `python -m server.exporter verify`.
+
+`file_window` reads the file, `zip_directory` and `zip_entry` read the zip, and `listing` reads the list of entries.
+"""
