@@ -1,7 +1,6 @@
-"""The cell directory: `cells/{cell}/cell.toml` is a cell's access file. A cell is there when its file is.
+"""The cell directory: `cells/{cell}/cell.toml` is a cell's access file. A cell exists if that file exists.
 
-A request costs one look at one file's status; the file is read again when that has changed. No request walks over other
-cells.
+A request costs one `lstat` of that file, which is read again only after it has changed. No request reads other cells.
 
     owner = "https://unit1.example/admin/#me"
     [accounts]              # account = its roles
@@ -26,10 +25,10 @@ from server.refusals import Refusal, Refused
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
 _OWNER_LIMIT = 2048
 _FILE_LIMIT = 1024 * 1024
-# The parser takes time and memory by the square of the dots in a key.
+# The parser's time and memory grow with the square of the dots in a key.
 _MOST_DOTS = 1000
 _REMEMBERED_CELLS = 20_000
-# Two changes within one tick of the file system's clock look like one: a file that fresh is read every time.
+# Two changes within one tick of the file system's clock look like one, so such a fresh file is read every time.
 _FRESH_NS = 200_000_000
 
 _Version = tuple[int, int, int, int]
@@ -58,12 +57,12 @@ class CellDirectory:
 
     @staticmethod
     def require_name(name: str) -> None:
-        """Raise `Refused` with CELL_NOT_FOUND if no cell can have that name."""
+        """Raise `Refused` with CELL_NOT_FOUND if the name is malformed."""
         if not _NAME.fullmatch(name):
             raise Refused(Refusal.CELL_NOT_FOUND)
 
     def find(self, name: str) -> Cell:
-        """The cell of that name.
+        """Return the cell of that name.
 
         Raises:
             Refused: CELL_NOT_FOUND; DATA_DAMAGED if its access file can't be used.
@@ -83,14 +82,14 @@ class CellDirectory:
         return _unless_refused(cell)
 
     def _read(self, name: str, path: str) -> Cell | Refused:
-        """The cell, or why it can't be used: that is remembered too, or each call would read a damaged file again."""
+        """Return the cell, or the refusal of a damaged one, to be cached: a damaged file isn't read by each call."""
         try:
-            # A link would let one cell's name show another's files.
+            # A link would show another cell's files under this name.
             if stat.S_ISLNK(os.lstat(f"{self._root}/{name}").st_mode):
                 raise Refused(Refusal.CELL_NOT_FOUND)
             return _cell(name, _content(path))
         except (FileNotFoundError, NotADirectoryError) as error:
-            # It was there a moment ago.
+            # The file was removed after the lstat.
             raise Refused(Refusal.CELL_NOT_FOUND) from error
         except (OSError, ValueError, RecursionError) as error:
             return _damaged(path, str(error))
@@ -120,7 +119,7 @@ def _cell(name: str, content: Mapping[str, Any]) -> Cell:
 
 
 def _lists(content: Mapping[str, Any], table: str) -> dict[str, frozenset[str]]:
-    """A table of lists of texts. One that is missing is empty."""
+    """Return a table of lists of texts. A missing table is empty."""
     lists = content.get(table, {})
     if not isinstance(lists, dict):
         raise ValueError(f"{table} is no table")

@@ -1,13 +1,13 @@
-"""Tasks that run for as long as the server does."""
+"""Tasks that run as long as the server."""
 
 import asyncio
 from typing import Any
 
 
 async def cancel(task: asyncio.Task[Any]) -> None:
-    """Cancel it until it has ended, and raise what it raised, if that was another error.
+    """Cancel a task until it has ended. Raise the task's own exception, if there is one.
 
-    More than once: before Python 3.12 `asyncio.wait_for`, which redis-py uses, can lose a cancellation.
+    One cancellation may not be enough: before Python 3.12 `asyncio.wait_for`, which redis-py uses, can lose it.
     """
     while not task.done():
         task.cancel()

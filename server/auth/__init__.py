@@ -4,8 +4,8 @@
                 ──▶ a `TokenKind`  is it genuine, for this cell, and not expired? `master`, `jwt_access`, `local`
                 ──▶ `rights`       what does the token allow: roles, access list, scope
 
-`opening` builds the judge. A new kind of token is a new `TokenKind` there. An accepted token is cached under its digest,
-so that its next use costs no decryption; its expiry and the cell's access file are checked every time.
+`opening` builds the judge. A new kind of token is a new `TokenKind` there. An accepted token is cached, so
+that its next use costs no decryption; its expiry and the cell's access file are checked every time.
 May import `exports.model`, `cells`, `refusals`, and `cellexport`.
 """
 
@@ -22,7 +22,7 @@ from server.cells import Cell
 from server.exports.model import Caller
 from server.refusals import Refusal, Refused
 
-# More than there may be watches, each of which is judged again before every message.
+# More than the number of watches: each watch is judged again before every message.
 _REMEMBERED = 25_000
 
 
@@ -30,8 +30,8 @@ _REMEMBERED = 25_000
 class Identity:
     """A caller whose token was accepted.
 
-    `holder` tells callers apart that may hold leases; `expires_at` is the last millisecond, since 1970, of the token;
-    `for_unit` says that it is good for every cell.
+    `holder` identifies a caller that may hold leases. `expires_at` is the last millisecond, since 1970, in which the
+    token is valid. `for_unit` says whether it is valid for every cell.
     """
 
     caller: Caller
@@ -48,25 +48,25 @@ class TokenKind(Protocol):
     """A kind of token."""
 
     def version(self) -> int:
-        """Changes when a token that was accepted may not be any more, its expiry apart."""
+        """Return a number that changes when an accepted token may have become invalid, apart from its expiry."""
 
     def accept(self, token: str, credentials: Credentials, cell: Cell | None, now: int) -> Accepted | None:
-        """What the token stands for, or None if it is of another kind. The cell's access file plays no part.
+        """Return what the token proves, or None if it is of another kind. The cell's access file plays no part.
 
         Args:
             cell: the cell that the call is about; None for calls that are about the unit.
             now: milliseconds since 1970.
 
         Raises:
-            Refused: with a reason of UNAUTHENTICATED, if it is of this kind and no good.
+            Refused: with a reason of UNAUTHENTICATED, if the token is of this kind and invalid.
         """
 
 
 class Judge:
-    """Judges calls by the kinds of token there are; with none, every call is refused.
+    """Judges calls by the configured kinds of token. Without any kind, every call is refused.
 
     Args:
-        cookies: opens cookies; None if none is any good.
+        cookies: decrypts cookies; None refuses every cookie.
         clock: milliseconds since 1970.
     """
 
@@ -78,7 +78,7 @@ class Judge:
         self._versions: tuple[int, ...] = ()
 
     def judge(self, credentials: Credentials, cell: Cell | None, needed: Privilege) -> Identity:
-        """Who the caller is, if it may do what needs that privilege.
+        """Return the caller, if it holds the privilege.
 
         Raises:
             Refused: CREDENTIALS_MISSING, SCHEME_UNKNOWN, BASIC_MALFORMED, COOKIE_REJECTED, TOKEN_INVALID,
@@ -96,7 +96,7 @@ class Judge:
         if known is not None and (known.expires_at is None or now <= known.expires_at):
             self._memory.move_to_end(key)
             return known
-        accepted = self._look_into(credentials, cell, now)
+        accepted = self._judge_token(credentials, cell, now)
         self._memory[key] = accepted
         if len(self._memory) > _REMEMBERED:
             self._memory.popitem(last=False)
@@ -108,7 +108,7 @@ class Judge:
             self._memory.clear()
             self._versions = versions
 
-    def _look_into(self, credentials: Credentials, cell: Cell | None, now: int) -> Accepted:
+    def _judge_token(self, credentials: Credentials, cell: Cell | None, now: int) -> Accepted:
         token = presented(credentials)
         if isinstance(token, PresentedCookie):
             if self._cookies is None:

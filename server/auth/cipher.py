@@ -1,8 +1,8 @@
 """The cipher of Personium's local tokens and cookies: AES-CBC with PKCS5 padding, written in base64url.
 
-It has no MAC. Whoever opens a text with it must treat every flaw alike, from the first character to the last field, or
-the difference between two refusals decrypts and forges tokens. So `Cipher.open` goes the same way with every text, and
-takes nothing for opened but printable ASCII: what a change in the middle leaves of a block is never that.
+The cipher has no MAC. A caller of `open` must answer every flaw in the same way, from the first character to the last
+field: otherwise an attacker uses the difference between two refusals to decrypt and forge tokens. So `Cipher.open`
+takes the same path for every text, and accepts only printable ASCII. A changed block never decrypts to that.
 """
 
 import base64
@@ -16,12 +16,12 @@ _BLOCK = 16
 _OLDER_PREFIX = "123456789abcdefg"
 _PADDINGS = tuple(bytes([size]) * size for size in range(_BLOCK + 1))
 _ALLOWED = bytes(range(0x20, 0x7F)) + b"\t"
-# What is decrypted in place of a text that can't be: any block will do.
+# Decrypted in place of a malformed text, so that it takes the same time.
 _STAND_IN = bytes(_BLOCK)
 
 
 def decode_base64url(text: str) -> bytes | None:
-    """What an unpadded base64url text stands for, or None if it is not the one text that stands for it."""
+    """Return the bytes of an unpadded base64url text, or None if the text is not their only canonical form."""
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
     except (binascii.Error, ValueError):
@@ -30,16 +30,17 @@ def decode_base64url(text: str) -> bytes | None:
 
 
 def encode_base64url(data: bytes) -> str:
+    """Return the unpadded base64url text of bytes."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def initial_vector(name: str) -> bytes:
-    """The IV of what is encrypted for that name."""
+    """Return the IV for an issuer or a host."""
     return hashlib.md5(name.encode(), usedforsecurity=False).digest()
 
 
 def older_initial_vector(name: str) -> bytes:
-    """The IV as it was in 2017."""
+    """Return the IV of the layout of 2017."""
     return (_OLDER_PREFIX + name)[::-1][:_BLOCK].encode("ascii", "replace")
 
 
@@ -54,7 +55,7 @@ class Cipher:
         self._aes = algorithms.AES(key)
 
     def open(self, text: str, vector: bytes) -> str | None:
-        """The text inside, or None if there is none, or one that holds anything but printable ASCII and TABs."""
+        """Return the decrypted text, or None unless it is printable ASCII with TABs."""
         data = decode_base64url(text)
         whole = data is not None and len(data) > 0 and len(data) % _BLOCK == 0
         decryptor = AesCbc(self._aes, modes.CBC(vector)).decryptor()
@@ -66,7 +67,7 @@ class Cipher:
         return inside.decode() if whole and padded and printable else None
 
     def seal(self, text: str, vector: bytes) -> str:
-        """The text that `open` opens to this one."""
+        """Return the encrypted text, for `open` to decrypt."""
         plain = text.encode("ascii")
         padding = _PADDINGS[_BLOCK - len(plain) % _BLOCK]
         encryptor = AesCbc(self._aes, modes.CBC(vector)).encryptor()

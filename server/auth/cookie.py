@@ -1,7 +1,7 @@
-"""The cookie of a Personium unit: a peer and a token, encrypted. The peer comes in the query too, and must be the same.
+"""The cookie of a Personium unit: an encrypted peer and token. The peer in the query must be the same.
 
-Every flaw is one refusal. That a token inside which is no good is another is safe only because a cookie that was
-changed never opens at all: see `cipher`.
+All flaws of a cookie are one refusal. An invalid token inside is another refusal. That is safe only because a changed
+cookie never decrypts at all: see `cipher`.
 """
 
 import hmac
@@ -17,16 +17,14 @@ _VOWELS = str.maketrans("aiueo", "#####")
 
 
 class Cookies:
-    """Opens cookies that were issued for the hosts of the unit's URL and of the cell's. The request's `Host` is not
-    asked.
-    """
+    """Decrypts cookies for the host of the unit's URL or the cell's URL, never for that of a request."""
 
     def __init__(self, cipher: Cipher, urls: UnitUrls) -> None:
         self._cipher = cipher
         self._urls = urls
 
     def token(self, presented: PresentedCookie, cell: Cell | None) -> str:
-        """The token in a cookie.
+        """Return the token in a cookie.
 
         Raises:
             Refused: COOKIE_REJECTED
@@ -48,7 +46,7 @@ class Cookies:
 
 
 def seal(cipher: Cipher, peer: str, token: str, host: str) -> str:
-    """The cookie that holds a token, as the unit on that host issues it."""
+    """Return a cookie with a token, as the unit on that host issues it."""
     return cipher.seal(f"{peer}\t{token}", initial_vector(_masked(host)))
 
 

@@ -1,4 +1,4 @@
-"""What a caller presented, taken apart. The rules are those of the REST door's document, for both doors."""
+"""The credentials of a caller, parsed. HTTP and gRPC follow the same rules: those of Personium's document."""
 
 import base64
 import binascii
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from server.refusals import Refusal, Refused
 
-# A longer value is malformed, whatever it holds.
+# In characters. A longer value is malformed.
 _LIMIT = 4096
 _COOKIE_LIMIT = 8192
 _PEER_LIMIT = 1024
@@ -15,9 +15,9 @@ _PEER_LIMIT = 1024
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What came in `authorization`, in the cookie and its peer (all values), and in `x-personium-unit-user`.
+    """The metadata `authorization`, all cookies and peers, and `x-personium-unit-user`.
 
-    Several values of the first and the last are one, joined by commas, as an HTTP server joins header lines.
+    Several values of the first and of the last are joined with commas, as an HTTP server joins header lines.
     """
 
     authorization: str | None = None
@@ -29,9 +29,9 @@ class Credentials:
         return "Credentials(***)"
 
     def digest(self) -> bytes:
-        """The same for the same credentials, and for no others."""
+        """Return a digest that differs for different credentials."""
         text = self.authorization
-        # Most are just that, and a text that begins with a bracket is no good one.
+        # The usual case needs no repr. No valid text begins with a bracket, so the two forms never collide.
         if text is None or self.cookies or self.peers or self.unit_user or text.startswith("("):
             text = repr((text, self.cookies, self.peers, self.unit_user))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
@@ -39,7 +39,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class PresentedCookie:
-    """A cookie and its peer, one of each, not looked into yet."""
+    """One cookie and its peer, not decrypted yet."""
 
     cookie: str
     peer: str
@@ -49,7 +49,7 @@ class PresentedCookie:
 
 
 def presented(credentials: Credentials) -> str | PresentedCookie:
-    """The token of a Bearer credential, or the cookie, not looked into yet.
+    """Return the token of a Bearer credential, or the cookie. Neither is verified yet.
 
     Raises:
         Refused: CREDENTIALS_MISSING, SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, COOKIE_REJECTED
@@ -66,7 +66,7 @@ def presented(credentials: Credentials) -> str | PresentedCookie:
 
 
 def checked_token(text: str) -> str:
-    """The text, if it can be a token, however it came. Raises `Refused` with TOKEN_INVALID."""
+    """Return the text if it has the form of a token. Raise `Refused` with TOKEN_INVALID."""
     fits = 0 < len(text) <= _LIMIT - len("Bearer ")
     if fits and text.isascii() and text.isprintable() and " " not in text:
         return text
@@ -85,7 +85,7 @@ def _cookie(credentials: Credentials) -> PresentedCookie:
 
 
 def _is_basic(value: str) -> bool:
-    """Whether it is `Basic` and the base64 of a name, a colon and a password."""
+    """Return whether the value is `Basic` and the base64 of a name, a colon and a password."""
     if len(value) > _LIMIT or value[5:6] != " ":
         return False
     try:

@@ -1,4 +1,4 @@
-"""Says what a token is, for people: what it names, and what the judge makes of it. It shows no secret."""
+"""Explanations of tokens for people: their content, and the judge's verdict. No secret is shown."""
 
 import json
 from collections.abc import Iterator
@@ -31,10 +31,10 @@ Line = tuple[str, str]
 
 
 def describe(token: str, cell: Cell, local: LocalTokens | None) -> Iterator[Line]:
-    """What is in a token, verified or not.
+    """Yield the content of a token, verified or not.
 
     Args:
-        local: opens local tokens; None without the unit's secret.
+        local: decrypts local tokens; None without the unit's secret.
     """
     if token.count(".") == 2:
         yield from _describe_jwt(token)
@@ -46,12 +46,12 @@ def describe(token: str, cell: Cell, local: LocalTokens | None) -> Iterator[Line
 
 
 def is_local(token: str) -> bool:
-    """Whether it looks like one of a Personium unit's."""
+    """Return whether the token has a prefix of a Personium unit."""
     return token[:3] in _LOCAL
 
 
 def verdict(judge: Judge, credentials: Credentials, cell: Cell | None, needed: Privilege) -> str | None:
-    """Why a call would be refused; None if it would not."""
+    """Return why a call would be refused, or None if it would be accepted."""
     try:
         judge.judge(credentials, cell, needed)
     except Refused as refused:
@@ -90,7 +90,7 @@ def _describe_local(token: str, cell: Cell, local: LocalTokens | None) -> Iterat
 
 
 def _text(value: object) -> str:
-    """As JSON, so that nothing in it can reach the terminal."""
+    """Return the value as JSON, which contains no control characters for the terminal."""
     return "-" if value is None else json.dumps(value)
 
 
@@ -98,4 +98,4 @@ def _time(milliseconds: int) -> str:
     try:
         return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     except (ValueError, OverflowError, OSError):
-        return "at no time that there is"
+        return "not a valid time"

@@ -1,7 +1,7 @@
-"""The issuers of JWTs that the operator trusts: who they are, and with which keys and algorithms they sign.
+"""The trusted issuers of JWTs, with their keys and algorithms.
 
-Everything comes from files that the operator names; nothing in a token adds to it. A file of keys is read again when it
-has changed, so that keys are exchanged without a restart.
+All of it comes from files that the operator names, and nothing from a token. A key file is read again when it changes,
+so that keys can be replaced without a restart.
 """
 
 import json
@@ -19,8 +19,7 @@ from jwt.exceptions import PyJWTError
 from cellexport.environment import SettingError
 
 SETTING = "CELLEXPORT_TRUSTED_ISSUERS"
-# What belongs together: one issuer signs with one family. HMAC beside anything else would let who knows a public key
-# sign with it.
+# One issuer signs with one family. If HMAC were mixed with another family, a public key could be used to sign.
 _FAMILIES = (
     frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}),
     frozenset({"ES256", "ES384", "ES512"}),
@@ -37,12 +36,12 @@ _log = logging.getLogger(__name__)
 
 
 class KeyFileError(Exception):
-    """Raised when a file of keys can't be used. Its text says why, and holds no key."""
+    """Raised when a key file can't be used. The text says why, and contains no key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key that verifies one algorithm's signatures. `kid` is its name in the file."""
+    """A key that verifies the signatures of one algorithm. `kid` is its name in the file."""
 
     kid: str | None
     jwk: PyJWK
@@ -52,11 +51,11 @@ class Key:
 
 
 class Issuer:
-    """Someone who issues JWTs.
+    """A trusted issuer of JWTs.
 
     Args:
-        url: what its tokens say in `iss`, to the letter.
-        file: its keys, as a JWK set.
+        url: the exact `iss` of its tokens.
+        file: a JWK set with its keys.
 
     Raises:
         KeyFileError: if the file can't be used.
@@ -72,7 +71,7 @@ class Issuer:
             raise KeyFileError(f"{file} has no key for {' or '.join(algorithms)}.")
 
     def key(self, algorithm: str, kid: str | None) -> PyJWK | None:
-        """The key of that name; without a name, the only one there is. None if there is none, or it isn't clear."""
+        """Return the key of that name, or without a name the only key; None if there is no such key, or several."""
         fitting = [key for key in self._keys if key.jwk.algorithm_name == algorithm]
         if kid is not None:
             fitting = [key for key in fitting if key.kid == kid]
@@ -83,9 +82,9 @@ class Issuer:
         return tuple(self._keys)
 
     def refresh(self) -> bool:
-        """Read the keys again if their file has changed, and tell whether they are others now.
+        """Read the keys again if their file has changed. Return whether they were replaced.
 
-        A file that is no good leaves the keys as they were; a good one may hold none.
+        An invalid file leaves the previous keys in place. A valid file may hold no key.
         """
         stamp = _stamp(self._file)
         if stamp == self._stamp:
@@ -101,10 +100,10 @@ class Issuer:
 
 
 def read_issuers(path: Path) -> dict[str, Issuer]:
-    """The issuers that a TOML file names, by URL.
+    """Return the issuers in a TOML file, by URL.
 
     Raises:
-        SettingError: if it can't be used.
+        SettingError: if the file can't be used.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -141,13 +140,13 @@ def _issuer(path: Path, table: Mapping[str, Any]) -> Issuer:
 
 
 def _are_algorithms(value: object) -> bool:
-    """Whether it is a list of algorithms of one family."""
+    """Return whether the value is a list of algorithms of one family."""
     names = value if isinstance(value, list) else []
     return bool(names) and any(all(isinstance(name, str) and name in family for name in names) for family in _FAMILIES)
 
 
 def _stamp(file: Path) -> tuple[int, ...]:
-    """What changes when the file does. One that is not there has none."""
+    """Return a value that changes when the file changes. It is empty for a missing file."""
     try:
         status = file.stat()
     except OSError:
@@ -177,13 +176,13 @@ def _read(file: Path, algorithms: Sequence[str]) -> list[Key]:
 
 
 def _keys(file: Path, jwk: dict[str, Any], algorithms: Sequence[str]) -> list[Key]:
-    """A key, for each algorithm that it may verify. Keys for other uses are none of ours."""
+    """Return the key once for each algorithm that it may verify. Keys for other uses are skipped."""
     operations = jwk.get("key_ops", ["verify"])
     if not isinstance(operations, list):
         raise KeyFileError(f"{file}: key_ops must be a list.")
     uses = jwk.get("use", "sig") == "sig" and "verify" in operations
     fitting = [name for name in algorithms if _KEY_TYPES[name[:2]] == jwk.get("kty") and jwk.get("alg", name) == name]
-    # A curve goes with one of the algorithms only.
+    # Each curve belongs to one algorithm.
     fitting = [name for name in fitting if name[:2] != "ES" or _CURVES[name] == jwk.get("crv")]
     if not uses or not fitting:
         return []
@@ -195,7 +194,7 @@ def _keys(file: Path, jwk: dict[str, Any], algorithms: Sequence[str]) -> list[Ke
     try:
         keys = [Key(kid, PyJWK(jwk, name)) for name in fitting]
     except (PyJWTError, ValueError, TypeError, KeyError) as error:
-        # What the library says may hold the key itself.
+        # The library's error may contain the key.
         raise KeyFileError(f"{file}: the key {kid!r} is damaged.") from error
     if not all(_is_strong(key.jwk.key) for key in keys):
         raise KeyFileError(f"{file}: the key {kid!r} is too short, or longer than any that is in use.")

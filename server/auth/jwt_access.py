@@ -1,7 +1,7 @@
 """JWT access tokens (RFC 9068) for callers in the mesh, judged as RFC 8725 advises.
 
-The order is the contract's: shape, algorithm, key, signature, expiry, the other claims. What the library is lenient in
-(numbers that are texts, claims given twice) is refused here before it is asked; the signature is the library's.
+The order is the contract's: shape, algorithm, key, signature, expiry, other claims. The library verifies the signature.
+It accepts numbers given as text and duplicate claims, so those are refused here first.
 """
 
 import json
@@ -24,34 +24,34 @@ from server.refusals import Refusal, Refused
 
 _TYPES = frozenset({"at+jwt", "application/at+jwt"})
 _LEEWAY_SECONDS = 30
-# How often the files of keys are looked at, at most.
-_LOOK_SECONDS = 1.0
+# How often the key files are checked, at most.
+_CHECK_SECONDS = 1.0
 # The end of the year 9999.
 _LATEST = 253_402_300_799
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A token's header and claims, not verified."""
+    """The header and claims of a token, not verified."""
 
     header: Mapping[str, Any]
     claims: Mapping[str, Any]
 
 
 class JwtAccessTokens:
-    """The `TokenKind` of JWTs by trusted issuers, by URL."""
+    """The `TokenKind` of JWTs from trusted issuers."""
 
     def __init__(self, issuers: Mapping[str, Issuer], urls: UnitUrls) -> None:
         self._issuers = issuers
         self._urls = urls
         self._jws = PyJWS()
-        self._looked_at = time.monotonic()
+        self._checked_at = time.monotonic()
         self._version = 0
 
     def version(self) -> int:
         now = time.monotonic()
-        if now - self._looked_at >= _LOOK_SECONDS:
-            self._looked_at = now
+        if now - self._checked_at >= _CHECK_SECONDS:
+            self._checked_at = now
             self._version += sum([issuer.refresh() for issuer in self._issuers.values()])
         return self._version
 
@@ -93,7 +93,7 @@ class JwtAccessTokens:
         except InvalidSignatureError as error:
             raise Refused(Refusal.SIGNATURE_INVALID) from error
         except Exception as error:
-            # Whatever a library makes of a token: it is the token's fault.
+            # Any exception of the library means an invalid token.
             raise _invalid(f"the library refuses it ({type(error).__name__})") from error
 
     def _accepted(self, claims: Mapping[str, Any], cell: Cell | None, now: int, expires_at: int) -> Accepted:
@@ -120,14 +120,14 @@ class JwtAccessTokens:
 
 
 def read(token: str) -> Parts | None:
-    """A token's header and claims, not verified; None if it isn't a JWT to the letter."""
+    """Return the header and claims of a token, not verified, or None if it isn't a strictly valid JWT."""
     header, claims, signature = (decode_base64url(part) for part in token.split("."))
     parts = Parts(_object(header or b""), _object(claims or b""))
     return parts if parts.header and parts.claims and signature else None
 
 
 def _expiry(claims: Mapping[str, Any]) -> int:
-    """The last millisecond, since 1970, of the token."""
+    """Return the last millisecond, since 1970, in which the token is valid."""
     seconds = claims.get("exp")
     if type(seconds) is not int or not 0 <= seconds <= _LATEST:
         raise _invalid("exp is no whole number of seconds")
@@ -135,7 +135,7 @@ def _expiry(claims: Mapping[str, Any]) -> int:
 
 
 def _object(data: bytes) -> Mapping[str, Any]:
-    """A JSON object; an empty one for anything else."""
+    """Return a JSON object, or an empty one for anything else."""
     try:
         value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError):

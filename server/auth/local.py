@@ -1,8 +1,8 @@
-"""Personium's local tokens, as its units issue them: a prefix, and fields in the unit's own cipher.
+"""Personium's local tokens, as units issue them: a prefix, and fields encrypted with the unit's cipher.
 
-The fields are joined by TABs. Today's layout: when it was issued (milliseconds, digits reversed), type, lifespan in
+The fields are joined with TABs. Today's layout: time of issue (milliseconds, digits reversed), type, lifespan in
 milliseconds, subject, schema, scope, issuer, and for a visitor the URLs of its roles. The layout of 2017 has neither
-type nor scope, and the roles before the issuer. Nothing is issued here, but for tests: see `mint`.
+type nor scope, and has the roles before the issuer. Only `mint` issues tokens, for tests.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ UNIT_USER = "AU~"
 _RESIDENTS = frozenset({"AR~", "AA~"})
 _VISITORS = frozenset({"AV~", "AL~"})
 _REFRESH = frozenset({"RR~", "RV~", "RA~", "RT~"})
-# Prefix to type and number of fields, and for the older layout to the number alone.
+# For each prefix the type and the number of fields; for the older layout only the number.
 _TODAY = {"AR~": ("0", 7), "AV~": ("1", 8), UNIT_USER: ("6", 7), "AP~": ("7", 7)}
 _OLDER = {"AA~": 5, "AL~": 6, UNIT_USER: 5, "AP~": 5}
 
@@ -32,7 +32,7 @@ _MAIN_BOX = "__"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What is in a token. Times are milliseconds; `scope` is None where the layout has none."""
+    """The content of a token. Times are in milliseconds. `scope` is None in a layout without scope."""
 
     issued_at: int
     lifespan: int
@@ -48,16 +48,14 @@ class Content:
 
 
 class LocalTokens:
-    """The `TokenKind` of a unit's tokens: all that is no other kind's, so that whatever is no good is refused here, in
-    one way.
-    """
+    """The `TokenKind` of a unit's tokens. It is asked last, and refuses every other text in the same way."""
 
     def __init__(self, cipher: Cipher, urls: UnitUrls) -> None:
         self._cipher = cipher
         self._urls = urls
 
     def version(self) -> int:
-        """Always the same: so is the unit's secret, as long as the server runs."""
+        """Return 0: the unit's secret doesn't change while the server runs."""
         return 0
 
     def accept(self, token: str, credentials: Credentials, cell: Cell | None, now: int) -> Accepted:
@@ -75,7 +73,7 @@ class LocalTokens:
         return self._accepted(prefix, content)
 
     def content(self, token: str, cell: Cell | None) -> Content | None:
-        """What is in an access token, whether it is still good or not; None if it can't be read."""
+        """Return the content of an access token, expired or not, or None if the token can't be read."""
         today, older = self._open(token, self._issuer(token, cell))
         return _today(token[:3], today) or _older(token[:3], older)
 
@@ -83,7 +81,7 @@ class LocalTokens:
         return self._urls.unit if cell is None or token.startswith(UNIT_USER) else self._urls.cell(cell.name)
 
     def _open(self, token: str, issuer: str) -> tuple[Sequence[str], Sequence[str]]:
-        """The fields by either layout. Both are tried with every token, so that all take the same time."""
+        """Return the fields by each layout. Every token is tried with both, so that all take the same time."""
         today = self._cipher.open(token[3:], initial_vector(issuer))
         older = self._cipher.open(token[3:], older_initial_vector(issuer))
         return (today or "").split("\t"), (older or "").split("\t")
@@ -144,7 +142,7 @@ def _number(text: str) -> int | None:
 
 
 def _role(url: str, cell_url: str) -> str | None:
-    """The name by which the cell's access list knows a role; None for another cell's."""
+    """Return the name of a role in the cell's access list, or None for a role of another cell."""
     start = f"{cell_url}__role/"
     box, slash, name = url.removeprefix(start).partition("/")
     if not url.startswith(start) or not (box and slash and name) or "/" in name:
@@ -153,7 +151,7 @@ def _role(url: str, cell_url: str) -> str | None:
 
 
 def _explanation(prefix: str, fields: Sequence[str]) -> str:
-    """For the log, and never for the caller."""
+    """Return the reason of a refusal, for the log only."""
     if prefix not in _TODAY and prefix not in _OLDER and prefix not in _REFRESH:
         return "no token of a kind that is understood here"
     if len(fields) == 1:

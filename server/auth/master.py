@@ -11,17 +11,17 @@ from server.exports.model import Caller
 
 
 class MasterToken:
-    """The `TokenKind` of one secret. A caller who names a unit user gives up the unit's own rights."""
+    """The `TokenKind` of one secret. A caller that names a unit user gives up the rights of the unit."""
 
     def __init__(self, secret: Secret) -> None:
         self._digest = _digest(secret.reveal())
 
     def version(self) -> int:
-        """Always the same: so is the secret, as long as the server runs."""
+        """Return 0: the secret doesn't change while the server runs."""
         return 0
 
     def accept(self, token: str, credentials: Credentials, cell: Cell | None, now: int) -> Accepted | None:
-        # Digests, so that neither the length nor the content shows in the time that it takes.
+        # Compare digests, so that the time reveals neither length nor content.
         if not hmac.compare_digest(_digest(token), self._digest):
             return None
         if credentials.unit_user:

@@ -1,4 +1,4 @@
-"""Makes tokens to test with. The server never calls it: tokens are for units and identity providers to issue."""
+"""Tokens for tests. The server never makes any: units and identity providers issue tokens."""
 
 import json
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from jwt.exceptions import PyJWTError
 from server.auth.cipher import Cipher, initial_vector, older_initial_vector
 from server.auth.issuers import Issuer
 
-# The name of each kind: today's prefix and type, and the prefix of 2017.
+# For each kind today's prefix and type, and the prefix of 2017.
 LOCAL_KINDS = {
     "resident": ("AR~", "0", "AA~"),
     "visitor": ("AV~", "1", "AL~"),
@@ -28,12 +28,12 @@ LOCAL_KINDS = {
 
 
 class MintError(Exception):
-    """Raised when a token can't be made. Its text says what to do."""
+    """Raised when a token can't be made. The text says what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What shall be in a local token. Times are milliseconds; `roles` are as the cell's access list names them."""
+    """The wanted content of a local token. Times are in milliseconds; `roles` are names from the cell's access list."""
 
     kind: str
     issuer: str
@@ -47,10 +47,10 @@ class Wish:
 
 
 def local(cipher: Cipher, wish: Wish) -> str:
-    """A token as a Personium unit makes it.
+    """Return a local token, as a Personium unit makes it.
 
     Raises:
-        MintError: if a field can't be in one.
+        MintError: if a field can't be part of a token.
     """
     texts = (wish.subject, wish.schema, wish.scope, *wish.roles)
     if not all(text.isascii() and text.isprintable() for text in texts):
@@ -67,19 +67,19 @@ def local(cipher: Cipher, wish: Wish) -> str:
 
 
 def role_url(cell_url: str, role: str) -> str:
-    """The URL of a role that the access list calls `role` or `box/role`."""
+    """Return the URL of a role that the access list names `role` or `box/role`."""
     box, slash, name = role.rpartition("/")
     return f"{cell_url}__role/{box if slash else '__'}/{name}"
 
 
 def access_jwt(issuer: Issuer, claims: dict[str, Any], private_key: Path | None) -> str:
-    """A JWT access token by an issuer.
+    """Return a JWT access token of an issuer.
 
     Args:
         private_key: a PEM file; None for an issuer of HS256, whose key is in its JWK set.
 
     Raises:
-        MintError: if the key is none of the issuer's.
+        MintError: if the key doesn't belong to the issuer.
     """
     for key in issuer.keys:
         header = {"typ": "at+jwt"} | ({} if key.kid is None else {"kid": key.kid})
@@ -94,10 +94,10 @@ def access_jwt(issuer: Issuer, claims: dict[str, Any], private_key: Path | None)
 
 
 def make_issuer(directory: Path, url: str) -> Path:
-    """Make an issuer to test with: a key, its JWK set, and the file that names both. Returns that file.
+    """Create an issuer for tests: a key, its JWK set, and the issuers file that names both. Return that file.
 
     Raises:
-        OSError: if one of the files is there already, or can't be written.
+        OSError: if one of the files exists already, or can't be written.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     private = ec.generate_private_key(ec.SECP256R1())

@@ -13,7 +13,7 @@ from server.auth.settings import TokenSettings
 
 
 def build_judge(settings: TokenSettings, urls: UnitUrls, clock: Callable[[], int]) -> Judge:
-    """A judge by all the kinds of tokens that the settings know."""
+    """Return a judge for all kinds of tokens that the settings turn on."""
     kinds: list[TokenKind] = []
     cookies = None
     if settings.master_token is not None:
@@ -23,6 +23,6 @@ def build_judge(settings: TokenSettings, urls: UnitUrls, clock: Callable[[], int
     if settings.unit_secret is not None:
         cipher = Cipher(settings.unit_secret.reveal_bytes())
         cookies = Cookies(cipher, urls)
-        # The last: whatever is no other kind's is refused by it.
+        # Last, because it refuses every token of no other kind.
         kinds.append(LocalTokens(cipher, urls))
     return Judge(kinds, cookies=cookies, clock=clock)

@@ -1,4 +1,4 @@
-"""What a token that was accepted may do: the cell's roles and access list, and then the token's scope."""
+"""The rights of an accepted token: by the cell's roles and access list, and then by the token's scope."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from server.cells import Cell
 from server.exports.model import Caller
 from server.refusals import Refusal, Refused
 
-# In an access list: whoever was accepted at all.
+# The name in an access list for every authenticated caller.
 _EVERYBODY = "all"
 
 
 class Privilege(StrEnum):
-    """What a method may need."""
+    """A privilege that a method may need."""
 
     # The privilege of the document: everything on one cell.
     ROOT = "root"
-    # What exporters need: to claim, report and finish exports of any cell. No access list gives it.
+    # For exporters: to claim, report and finish exports of any cell. No access list grants it.
     EXPORT_REPORT = "export-report"
 
 
@@ -30,12 +30,12 @@ class Accepted:
     """A token that is genuine, meant for the cell, and not expired.
 
     Args:
-        holder: tells this caller from others that may hold leases.
-        expires_at: the last millisecond, since 1970, in which it is good; None if it never ends.
-        privileges: what the token itself gives; None if that is up to the cell's access list.
-        account: whose roles count; None if `roles` do.
-        scope: what the privileges are narrowed to; None for not at all.
-        for_unit: whether it is good for every cell of the unit.
+        holder: identifies a caller that may hold leases.
+        expires_at: the last millisecond, since 1970, in which the token is valid; None if it never expires.
+        privileges: granted by the token itself; None if the cell's access list decides.
+        account: the account whose roles count; None if `roles` count.
+        scope: the limit of the privileges; None for no limit.
+        for_unit: whether the token is valid for every cell of the unit.
     """
 
     caller: Caller
@@ -49,7 +49,7 @@ class Accepted:
 
 
 def require(needed: Privilege, accepted: Accepted, cell: Cell | None) -> None:
-    """Let through who may do what needs that privilege.
+    """Raise unless the token grants the privilege.
 
     Raises:
         Refused: CREDENTIALS_MISSING (the account is gone), PRIVILEGE_LACKING, SCOPE_INSUFFICIENT (in this order)

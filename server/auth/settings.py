@@ -12,7 +12,7 @@ _AES_KEYS = (16, 24, 32)
 
 @dataclass(frozen=True, slots=True)
 class TokenSettings:
-    """Which tokens there are: the kinds that are None, or have no issuer, are off."""
+    """The keys of the kinds of tokens. A kind without a key or an issuer is off."""
 
     master_token: Secret | None
     unit_secret: Secret | None
@@ -20,7 +20,7 @@ class TokenSettings:
 
     @classmethod
     def read(cls, environment: Environment) -> "TokenSettings":
-        """Read what tells good tokens from bad ones. Raises `SettingError` for a bad value."""
+        """Read the settings. Raise `SettingError` for a bad value."""
         issuers = environment.text(SETTING, "")
         return cls(
             master_token=environment.secret("CELLEXPORT_MASTER_TOKEN"),
@@ -29,5 +29,5 @@ class TokenSettings:
         )
 
     def any(self) -> bool:
-        """Whether there is any token that is not refused."""
+        """Return whether any token can be accepted."""
         return bool(self.master_token or self.unit_secret or self.issuers)
