@@ -21,14 +21,14 @@ from server.settings import Settings
 from server.token_command import token
 from server.wiring import serving
 
-# How long the program may take to end once it has drained, at the least; the rest of calls' grace is its own, too.
+# After the drain the program has at least this long to end, plus the unused rest of the calls' grace.
 _LEAST_SECONDS = 2.0
 
 _log = logging.getLogger("server")
 
 
 def main() -> None:
-    """Run the command line. A bad setting ends it with status 2."""
+    """Run the command line. A bad setting ends the program with exit status 2."""
     os.umask(0o077)
     try:
         cli(prog_name="cellexport-server")
@@ -51,7 +51,7 @@ cli.add_command(token)
 
 
 def _allow_many_connections() -> None:
-    """Each takes a descriptor, and a shell's own limit is for programs that have few."""
+    """Raise the soft limit of descriptors to the hard limit: each connection takes one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -86,20 +86,20 @@ async def _serve(settings: Settings) -> None:
                 "CELLEXPORT_TRUSTED_ISSUERS"
             )
         if os.environ.get("GRPC_TRACE") or os.environ.get("GRPC_VERBOSITY", "").upper() == "DEBUG":
-            _log.warning("GRPC_TRACE and GRPC_VERBOSITY=DEBUG print metadata, and with it tokens: unset them")
+            _log.warning("GRPC_TRACE and GRPC_VERBOSITY=DEBUG print metadata, which contains tokens: unset them")
         await stop.wait()
 
 
 def _end_within(seconds: float) -> None:
-    """End the program by then, whatever hangs: a disk, say, or an event log that is a full pipe."""
+    """End the program after that time, even if a disk or an event log hangs."""
 
     def end() -> None:
-        # In steps: a pause of the whole program is none of its own time.
+        # In steps, so that a pause of the whole program doesn't count.
         for left in range(int(seconds * 10), 0, -1):
             time.sleep(0.1)
             if left == 5:
-                late = "not all that was to be written could be in time: the end isn't waited for"
-                # Should the log hang, it isn't waited for either.
+                late = "shutdown timed out with data unwritten; exiting now"
+                # In a thread: the log may hang too.
                 threading.Thread(target=_log.error, args=(late,), daemon=True).start()
         os._exit(1)
 

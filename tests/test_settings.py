@@ -239,7 +239,7 @@ def test_secrets_are_in_no_file_no_answer_and_no_command_line(unit: Unit, tmp_pa
 
 def test_a_setting_that_nobody_reads_is_warned_of(unit: Unit) -> None:
     server = unit.start_server(CELLEXPORT_LEASE_SECOND="1")
-    warning = server.wait_for_log("a setting that nobody reads: is its name right?")
+    warning = server.wait_for_log("unknown setting; check the spelling")
     assert warning["setting"] == "CELLEXPORT_LEASE_SECOND"
     assert len([line for line in server.lines() if line["level"] == "warning"]) == 1
 

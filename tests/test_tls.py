@@ -253,7 +253,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart_and_a_bad_one_is_not(u
         for _ in range(3):
             assert handshake(unit.grpc_port, context, "h2") == "server"
         told = [line for line in server.lines() if line["level"] == "warning"]
-        assert [line["message"] for line in told] == ["what is new in the TLS files is no good: the old stays"]
+        assert [line["message"] for line in told] == ["new TLS files are invalid; keeping the previous ones"]
         assert "CELLEXPORT_GRPC_TLS_KEY" in told[0]["why"]
         pki.server.replace(pki.other)
         assert handshake(unit.grpc_port, context, "h2") == "other"
@@ -276,7 +276,7 @@ def test_the_gateway_shows_a_renewed_certificate_and_no_request_fails_meanwhile(
     with meanwhile(ask_all_the_while):
         assert handshake(unit.http_port, context, "http/1.1") == "server"
         pki.server.key.write_text("half a k")
-        gateway.wait_for_log("what is new in the TLS files is no good: the old stays")
+        gateway.wait_for_log("new TLS files are invalid; keeping the previous ones")
         assert handshake(unit.http_port, context, "http/1.1") == "server"
         pki.server.replace(pki.other)
         eventually(lambda: {shown(unit.http_port, context) for _ in range(9)} == {"other"})
@@ -297,7 +297,7 @@ def test_a_worker_that_starts_while_files_are_exchanged_takes_no_door_with_it(un
     for file in good:
         file.write_text("half a c")
     unit.http_tls = pki.ours.context(pki.other)
-    gateway.wait_for_log("what is new in the TLS files is no good: the old stays")
+    gateway.wait_for_log("new TLS files are invalid; keeping the previous ones")
     worker = next(child for child in children(gateway) if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text())
     os.kill(worker, signal.SIGKILL)
     # The certificate for callers is the old one; there is no old channel to the server, and none that is new.

@@ -1,4 +1,4 @@
-"""Addresses to listen at, and which of them are of this machine alone."""
+"""Addresses to listen on, and whether only this machine can reach them."""
 
 import errno
 import ipaddress
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen: a host and a port, or a unix socket."""
+    """An address to listen on: a host and a port, or a unix socket."""
 
     host: str
     port: int
@@ -23,16 +23,16 @@ class Address:
 
     @property
     def file(self) -> Path | None:
-        """The unix socket, if it is one."""
+        """Return the path of the unix socket, or None."""
         return Path(self.path) if self.path else None
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Return whether only this machine can reach the address."""
         return bool(self.path) or is_loopback(self.host)
 
     def probe(self) -> None:
-        """Raise OSError if the address can't be listened on, because another program does or it is not ours."""
+        """Raise OSError if the address can't be listened on: it is in use, or not one of this machine."""
         if self.path:
             self._probe_unix()
             return
@@ -45,13 +45,13 @@ class Address:
             try:
                 probe.connect(self.path)
             except (FileNotFoundError, ConnectionRefusedError):
-                # Nobody, or one who has died and left the socket behind.
+                # No listener: a dead program left the socket behind.
                 return
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or number means this machine. No name but `localhost` is looked up."""
+    """Return whether a host means this machine. No name except `localhost` is resolved."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""Certificates and keys in PEM files: checked before they are used, and read anew when they change."""
+"""Certificates and keys in PEM files: checked before use, and read again when they change."""
 
 import logging
 import threading
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Pem:
-    """What the files hold; empty for a file that there is not. The key does not show itself."""
+    """The content of PEM files; empty for a file that is not set. The key is hidden in its repr."""
 
     chain: bytes = b""
     key: bytes = field(default=b"", repr=False)
@@ -29,14 +29,14 @@ class Pem:
 
 @dataclass(frozen=True, slots=True)
 class PemFile:
-    """A file, and the variable that names it."""
+    """A PEM file, and the variable that names it."""
 
     variable: str
     path: Path
 
     @classmethod
     def read(cls, environment: Environment, variable: str) -> "PemFile | None":
-        """The file that a variable names, or None if it names none."""
+        """Return the file that a variable names, or None if the variable is not set."""
         path = environment.text(variable, "")
         return cls(variable, Path(path).absolute()) if path else None
 
@@ -45,7 +45,7 @@ class PemFile:
             with self.path.open("rb") as file:
                 content = file.read(_LIMIT + 1)
         except OSError as error:
-            # Not what should be a key's path: it may be the key.
+            # The error doesn't show the value: it may be the key itself.
             what = "the file" if self.variable.endswith("_KEY") else self.path
             raise SettingError(f"{self.variable}: {what} can't be read ({error.strerror}).") from error
         if len(content) > _LIMIT:
@@ -53,7 +53,7 @@ class PemFile:
         return content
 
     def stamp(self) -> tuple[int, ...]:
-        """What changes when the file does."""
+        """Return a value that changes when the file changes."""
         try:
             stat = self.path.stat()
         except OSError:
@@ -63,7 +63,7 @@ class PemFile:
 
 @dataclass(frozen=True, slots=True)
 class PemFiles:
-    """A certificate with its chain, the key to it, and the authorities that others' certificates must be of."""
+    """A certificate with its chain, its key, and the authorities that must have issued the peer's certificate."""
 
     chain: PemFile | None = None
     key: PemFile | None = None
@@ -73,13 +73,13 @@ class PemFiles:
         return (file for file in (self.chain, self.key, self.authorities) if file is not None)
 
     def require_pair(self, chain: str, key: str) -> None:
-        """Raise `SettingError` if there is one of certificate and key, named by these variables, without the other."""
+        """Raise `SettingError` if only one of certificate and key is set. The arguments are their variables."""
         if (self.chain is None) != (self.key is None):
             missing, given = (chain, key) if self.chain is None else (key, chain)
             raise SettingError(f"{missing}: is not set, but {given} is. Set both, or none.")
 
     def load(self) -> Pem:
-        """Read them. Raises `SettingError` for what can't be read or doesn't fit together; its text holds no key."""
+        """Read the files. Raise `SettingError` if one can't be read or they don't match; the text contains no key."""
         chain = self.chain.load() if self.chain else b""
         key = self.key.load() if self.key else b""
         authorities = self.authorities.load() if self.authorities else b""
@@ -107,12 +107,12 @@ class PemReloader:
     def __init__(self, files: PemFiles) -> None:
         self._files = files
         self._lock = threading.Lock()
-        # Before they are read: what changes meanwhile is read once more.
+        # Taken before reading: a change during the read is then noticed.
         self._stamp = files.stamp()
         self.latest = files.load()
 
     def renewed(self) -> Pem | None:
-        """What is new since the last call, or None. What is new and no good is logged, once, and leaves the old."""
+        """Return the content if it changed since the last call, else None. Log invalid content once, and ignore it."""
         with self._lock:
             stamp = self._files.stamp()
             if stamp == self._stamp:
@@ -121,12 +121,12 @@ class PemReloader:
             try:
                 fresh = self._files.load()
             except SettingError as error:
-                _log.warning("what is new in the TLS files is no good: the old stays", extra={"why": str(error)})
+                _log.warning("new TLS files are invalid; keeping the previous ones", extra={"why": str(error)})
                 return None
             if fresh == self.latest:
                 return None
             self.latest = fresh
-            _log.info("TLS files read anew", extra={"files": ", ".join(str(file.path) for file in self._files)})
+            _log.info("TLS files reloaded", extra={"files": ", ".join(str(file.path) for file in self._files)})
             return fresh
 
 
@@ -141,7 +141,7 @@ def _private_key(file: PemFile, content: bytes) -> EllipticCurvePrivateKey | RSA
     try:
         key = load_pem_private_key(content, None)
     except (ValueError, TypeError) as error:
-        # TypeError: it is encrypted.
+        # TypeError: the key is encrypted.
         raise SettingError(f"{file.variable}: {file.path} holds no unencrypted private key in PEM.") from error
     if not isinstance(key, EllipticCurvePrivateKey | RSAPrivateKey):
         raise SettingError(f"{file.variable}: {file.path} must be an RSA or an elliptic-curve key.")

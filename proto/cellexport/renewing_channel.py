@@ -1,4 +1,4 @@
-"""A channel over TLS whose certificate may be exchanged while it is used."""
+"""A channel over TLS whose certificate can be replaced while the channel is in use."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from cellexport.pem import Pem, PemReloader
 
 M = TypeVar("M")
 
-# How often the files are looked at, at the most, in seconds.
+# How often the files are checked, at most, in seconds.
 _LOOK_SECONDS = 1.0
 
 
@@ -23,7 +23,7 @@ class RenewingChannel(grpc.Channel):
 
     Args:
         reloader: the files.
-        connect: makes a channel with what they hold.
+        connect: makes a channel from the content of the files.
     """
 
     def __init__(self, reloader: PemReloader, connect: Callable[[Pem], grpc.Channel]) -> None:
@@ -39,7 +39,7 @@ class RenewingChannel(grpc.Channel):
                 self._look_at = time.monotonic() + _LOOK_SECONDS
                 fresh = self._reloader.renewed()
                 if fresh is not None:
-                    # The old one isn't closed: that would end its calls.
+                    # Don't close the old channel: that would end its calls.
                     self._channel = self._connect(fresh)
             return self._channel
 

@@ -1,4 +1,4 @@
-"""Where a program listens: the rules for what is open to whom, the same for both doors."""
+"""The address and TLS of a port. The rules for who may reach it are the same for HTTP and gRPC."""
 
 import ipaddress
 import logging
@@ -12,7 +12,7 @@ from cellexport.address import Address
 from cellexport.environment import Environment, SettingError, plaintext_allowed
 from cellexport.pem import PemFile, PemFiles
 
-# Who may pass through the directory may connect.
+# The directory decides who may connect.
 SOCKET_MODE = 0o666
 
 _log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """An address, and the TLS files of who listens there: None for plaintext."""
+    """An address, and its TLS files; None for plaintext."""
 
     address: Address
     tls: PemFiles | None
@@ -32,11 +32,11 @@ class Listener:
         """Read `CELLEXPORT_{kind}_LISTEN` and the TLS settings that go with it.
 
         Args:
-            check_files: whether TLS files that are no good are a bad value.
+            check_files: whether to refuse invalid TLS files.
 
         Raises:
-            SettingError: for a bad value, for plaintext that other machines could reach unless
-                `CELLEXPORT_PLAINTEXT` allows it, and for a unix socket that others could replace.
+            SettingError: for a bad value, for plaintext that other machines can reach unless `CELLEXPORT_PLAINTEXT`
+                allows it, and for a unix socket that others could replace.
         """
         name = f"CELLEXPORT_{kind}_LISTEN"
         address = environment.listen(name, default)
@@ -60,13 +60,13 @@ class Listener:
 
     @property
     def curl(self) -> str:
-        """What curl needs to get here, up to the path, but for certificates."""
+        """Return curl's arguments for this address, without path and certificates."""
         if self.address.path:
             return f"--unix-socket {self.address.path} http://localhost"
         return f"{'https' if self.tls else 'http'}://{self.address}"
 
     def warn_if_wide(self) -> None:
-        """Log that every network of this machine leads here, where that is so."""
+        """Log a warning if every network of this machine reaches the address."""
         try:
             wide = ipaddress.ip_address(self.address.host).is_unspecified
         except ValueError:
@@ -87,7 +87,7 @@ def _tls(environment: Environment, kind: str) -> PemFiles | None:
 
 
 def _require_own_directory(name: str, directory: Path) -> None:
-    """Only we, or root, may be able to put a socket in the place of ours."""
+    """Refuse a directory in which others could replace the socket with their own."""
     try:
         status = directory.stat()
     except OSError as error:

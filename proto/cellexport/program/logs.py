@@ -18,12 +18,12 @@ from typing import Any
 from cellexport.environment import Environment
 from cellexport.program import variables
 
-# What a caller sent is cut to this in the log.
+# In characters. A longer value from a caller is cut in the log.
 CLIENT_TEXT_LIMIT = 200
 
 _log = logging.getLogger(__name__)
 
-# What every line has that is written on behalf of one call, whoever writes it.
+# The fields of the present call, added to each of its lines.
 _CALL: ContextVar[Mapping[str, str]] = ContextVar("call", default=MappingProxyType({}))
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -44,18 +44,18 @@ def configure(environment: Environment, *, terminal: bool) -> dict[str, Any]:
         "formatters": {"line": {"()": f"{formatter.__module__}.{formatter.__name__}"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
         "root": {"level": "INFO", "handlers": ["stderr"]},
-        # grpc logs metadata that it can't decode, and metadata holds tokens. Our own code logs what it refuses.
+        # grpc logs metadata that it can't decode, and metadata contains tokens. The server logs its own refusals.
         "loggers": {"grpc": {"level": logging.CRITICAL + 1}},
     }
     logging.config.dictConfig(config)
     capture()
     for name in variables.unknown(environment.names()):
-        _log.warning("a setting that nobody reads: is its name right?", extra={"setting": name})
+        _log.warning("unknown setting; check the spelling", extra={"setting": name})
     return config
 
 
 def capture() -> None:
-    """Let what Python itself prints of warnings, and of errors that nobody caught, be lines of the log too."""
+    """Log Python's warnings and uncaught exceptions, instead of printing them."""
     logging.captureWarnings(True)
     sys.excepthook = lambda kind, error, trace: _log_uncaught(kind, error)
     sys.unraisablehook = lambda uncaught: _log_uncaught(uncaught.exc_type, uncaught.exc_value)
@@ -65,17 +65,17 @@ def capture() -> None:
 def _log_uncaught(kind: type[BaseException], error: BaseException | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         return
-    _log.error("an error that nobody caught", exc_info=error or kind())
+    _log.error("uncaught exception", exc_info=error or kind())
 
 
 def mark(**call: str) -> Token[Mapping[str, str]]:
-    """Give fields of its call to every line that is written from here on in this task, or thread."""
+    """Add fields to every further line of this task or thread."""
     return _CALL.set({**_CALL.get(), **call})
 
 
 @contextmanager
 def marked(**call: str) -> Iterator[None]:
-    """Give fields of its call to every line that is written meanwhile in this task, or thread."""
+    """Add fields to every line of this task or thread while the context is open."""
     token = mark(**call)
     try:
         yield
@@ -88,13 +88,13 @@ def is_terminal() -> bool:
 
 
 def fields(record: logging.LogRecord) -> dict[str, object]:
-    """What was given to the log call as `extra`, and what the call is marked with."""
+    """Return the fields of a line: its `extra`, and the marks of its call."""
     given = {key: value for key, value in vars(record).items() if key not in _STANDARD}
     return {**_CALL.get(), **given}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, then a member for each field."""
+    """Formats a line as a JSON object: time, level, logger, message, then each field."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -110,7 +110,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A readable line: level, message, fields as `key=value`. A trace follows on lines of its own."""
+    """Formats a readable line: level, message, fields as `key=value`. A stack trace follows on its own lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         words = [f"{record.levelname.lower():7}", visible(record.getMessage())]
@@ -129,5 +129,5 @@ def _bounded(value: object) -> object:
 
 
 def visible(text: str) -> str:
-    """A text with escapes in place of what a terminal would obey, or what nobody would see."""
+    """Return the text with control and invisible characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

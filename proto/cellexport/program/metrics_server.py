@@ -1,4 +1,4 @@
-"""What the metrics of all programs have in common: a registry of one's own, and the door that it is read at."""
+"""The metrics of all programs: a registry of their own, and the port that serves it."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from cellexport.address import Address
 
 _PATH = "/metrics"
-# Who asks has a few lines to say, and that within this time; more are not served at once.
+# The limits of one scrape, and of simultaneous ones.
 _SECONDS = 5.0
 _LONGEST_REQUEST = 8 * 1024
 _MOST_CONNECTIONS = 16
@@ -30,14 +30,16 @@ _log = logging.getLogger(__name__)
 
 
 def new_registry() -> CollectorRegistry:
-    """A registry that knows the process, the interpreter and which build this is."""
-    # Nobody asks when each of hundreds of series was made.
+    """Return a registry with metrics of the process, the interpreter and the build."""
+    # One series less for each of hundreds.
     disable_created_metrics()
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    build = Gauge("cellexport_build_info", "Which build this is.", ("version", "python", "grpc"), registry=registry)
+    build = Gauge(
+        "cellexport_build_info", "The build of this program.", ("version", "python", "grpc"), registry=registry
+    )
     build.labels(version("cellexport"), platform.python_version(), grpc.__version__).set(1)
     return registry
 
@@ -45,8 +47,7 @@ def new_registry() -> CollectorRegistry:
 class MetricsServer:
     """Answers `GET /metrics` over HTTP, from a thread of its own.
 
-    A client that is slow, stuck or one of too many costs its own connection and nothing else: each has five seconds in
-    all, and there are 16 at a time.
+    A connection lasts at most 5 seconds, and at most 16 are open, so that slow clients stop nobody else.
     """
 
     def __init__(self, registry: CollectorRegistry, listening: socket.socket) -> None:
@@ -59,13 +60,13 @@ class MetricsServer:
 
     @classmethod
     def open(cls, registry: CollectorRegistry, address: Address, *, shared: bool = False) -> "MetricsServer":
-        """Listen there.
+        """Listen on the address.
 
         Args:
-            shared: whether others may who say the same: a worker that takes over from another does so at once.
+            shared: whether another worker may listen there too, to take over.
 
         Raises:
-            OSError: if that can't be done.
+            OSError: if the address can't be listened on.
         """
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         return cls(registry, socket.create_server((address.host, address.port), family=family, reuse_port=shared))
@@ -98,7 +99,7 @@ class MetricsServer:
                     writer.close()
                     await writer.wait_closed()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            _log.debug("a client of the metrics went, or was too slow")
+            _log.debug("metrics client left or was too slow")
         finally:
             self._connections -= 1
             writer.transport.abort()

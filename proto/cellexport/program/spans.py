@@ -1,4 +1,4 @@
-"""Spans by OpenTelemetry, sent over OTLP. Imported only where traces are on, as its packages are an extra."""
+"""Spans by OpenTelemetry, sent over OTLP. Imported only when traces are on: the packages are an extra."""
 
 import os
 import threading
@@ -20,7 +20,7 @@ _NO_CONTEXT = Context()
 
 
 class RecordedSpans:
-    """Spans that a provider takes care of. No provider is global: each program has its own."""
+    """Spans of a provider that belongs to this program alone; none is global."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
@@ -28,8 +28,8 @@ class RecordedSpans:
 
     @classmethod
     def to_collector(cls, program: str) -> "RecordedSpans":
-        """Spans that are sent to a collector. What it doesn't take in time is dropped; nobody waits for it."""
-        # The variable wins over what is said here.
+        """Return spans that are sent to a collector. Spans that it doesn't take in time are dropped."""
+        # The variable wins.
         name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": program}
         provider = TracerProvider(resource=Resource.create(name), shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -43,7 +43,7 @@ class RecordedSpans:
         return _Recorded(self._tracer.start_span(name, parent, SpanKind.SERVER, dict(attributes)))
 
     def close(self) -> None:
-        # By itself it would wait for a collector that is away for as long as a whole call may take.
+        # In a thread, because the provider would wait for an unreachable collector.
         farewell = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         farewell.start()
         farewell.join(_FAREWELL_SECONDS)

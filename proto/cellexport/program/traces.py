@@ -5,14 +5,14 @@ from cellexport.program.tracing import Spans
 
 
 def are_on(environment: Environment) -> bool:
-    """Whether traces are wanted (`CELLEXPORT_TRACES`).
+    """Return whether traces are on (`CELLEXPORT_TRACES`).
 
     Raises:
-        SettingError: if they are, and can't be had.
+        SettingError: if traces are on, but OpenTelemetry is missing or its protocol isn't gRPC.
     """
     if environment.choice("CELLEXPORT_TRACES", "off", "on") == "off":
         return False
-    # The one protocol that we bring along.
+    # The only protocol that the extra installs.
     environment.choice("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     environment.choice("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
     try:
@@ -25,10 +25,10 @@ def are_on(environment: Environment) -> bool:
 
 
 def open_spans(program: str, *, on: bool) -> Spans | None:
-    """The spans of a program, sent where the variables `OTEL_…` say; None if traces are off.
+    """Return the spans of a program, sent to the collector in `OTEL_…`; None if traces are off.
 
     Args:
-        program: the service's name, where `OTEL_SERVICE_NAME` says no other.
+        program: the service's name, unless `OTEL_SERVICE_NAME` is set.
     """
     if not on:
         return None

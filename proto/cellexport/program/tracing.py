@@ -1,6 +1,6 @@
-"""Who a call belongs to across programs: W3C `traceparent`, and spans where `CELLEXPORT_TRACES` is on.
+"""W3C `traceparent`, which connects a call across programs, and the port for spans.
 
-Where it is off, nothing is recorded; a valid `traceparent` is passed on all the same, and its trace id is in the log.
+Without `CELLEXPORT_TRACES` nothing is recorded. A valid `traceparent` is still passed on, and its trace id is logged.
 """
 
 import re
@@ -11,53 +11,53 @@ TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 
 _VALID = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-# What W3C asks for at the least, and we take at the most.
+# In characters. W3C asks for at least as much.
 _LONGEST_STATE = 512
 
 Attributes = Mapping[str, str | int]
 
 
 def valid(traceparent: str | None) -> str | None:
-    """The `traceparent` if it is one, whole and alone; or else None."""
+    """Return the `traceparent` if it is valid, else None."""
     return traceparent if traceparent and _VALID.fullmatch(traceparent) else None
 
 
 def trace_id(traceparent: str) -> str:
-    """The trace's id in a valid `traceparent`: 32 hexadecimal digits."""
+    """Return the trace id of a valid `traceparent`: 32 hexadecimal digits."""
     return traceparent[3:35]
 
 
 def valid_state(tracestate: str | None) -> str | None:
-    """A `tracestate` that may be handed to who reads them; None if it is none, or longer than 512 characters."""
+    """Return the `tracestate`, or None if it isn't printable ASCII of at most 512 characters."""
     printable = tracestate and tracestate.isascii() and tracestate.isprintable()
     return tracestate if printable and len(tracestate or "") <= _LONGEST_STATE else None
 
 
 class Span(Protocol):
-    """A piece of work that somebody waits for."""
+    """A span: one unit of work in a trace."""
 
     @property
     def traceparent(self) -> str:
-        """What to tell whoever works for it."""
+        """Return the `traceparent` for calls that belong to this span."""
 
     def end(self, attributes: Attributes, *, failed: bool, name: str | None = None) -> None:
-        """The work is over. It may be called once.
+        """End the span. Call this once.
 
         Args:
-            name: a better one than that which it began with, where that became known only meanwhile.
+            name: replaces the first name, if a better one became known.
         """
 
 
 class Spans(Protocol):
-    """Where spans come from."""
+    """The port that makes spans."""
 
     def serve(self, name: str, traceparent: str | None, tracestate: str | None, attributes: Attributes) -> Span:
-        """Begin to serve a call.
+        """Begin the span of a served call.
 
         Args:
-            traceparent: the caller's, valid, if it has said one.
-            tracestate: what came along with it.
+            traceparent: the caller's, if it is valid.
+            tracestate: the caller's.
         """
 
     def close(self) -> None:
-        """Bring what has ended to where it goes, for a second at most."""
+        """Send the ended spans, for at most one second."""

@@ -1,4 +1,4 @@
-"""The URLs of the unit and its cells, from the settings alone: never from what a request says of its host."""
+"""The URLs of the unit and its cells. They come from the settings, never from a request's `Host`."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ _CELL = "{cell}"
 
 @dataclass(frozen=True, slots=True)
 class UnitUrls:
-    """`unit` ends in a slash; `pattern` has `{cell}` where a cell's name goes."""
+    """The unit's URL, which ends in a slash, and the pattern of its cells' URLs, with `{cell}` for the name."""
 
     unit: str
     pattern: str
 
     @classmethod
     def read(cls, environment: Environment) -> "UnitUrls":
-        """Read `CELLEXPORT_UNIT_URL` and `CELLEXPORT_CELL_URL`. Raises `SettingError` for a bad value."""
+        """Read `CELLEXPORT_UNIT_URL` and `CELLEXPORT_CELL_URL`. Raise `SettingError` for a bad value."""
         unit = environment.url("CELLEXPORT_UNIT_URL", "http://localhost:8080/")
         name = "CELLEXPORT_CELL_URL"
         pattern = environment.text(name, f"{unit}{_CELL}/")
