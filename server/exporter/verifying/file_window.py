@@ -1,4 +1,4 @@
-"""A file that is read here and there, a piece at a time. What comes next is read along with it."""
+"""Random access to a file, in small pieces. Each read also fetches the bytes that follow."""
 
 import os
 import stat
@@ -10,11 +10,11 @@ _AHEAD = 64 * 1024
 
 
 class DamagedError(Exception):
-    """Raised when a file is not what it should be. Its text says in what, and holds nothing that the file chose."""
+    """Raised when a file is damaged. The text names the damage, and contains no text from the file."""
 
 
 class Window:
-    """An open file of a fixed size."""
+    """A reader of an open file of a fixed size, with a buffer of 64 KiB."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         self._descriptor = descriptor
@@ -23,16 +23,16 @@ class Window:
         self._position = 0
 
     def read(self, position: int, size: int) -> bytes:
-        """Just as many bytes as are asked for, which is to be no more than memory may hold.
+        """Return exactly `size` bytes. The caller bounds `size`, because all of them are held in memory.
 
         Raises:
-            DamagedError: if the file has not so many there.
-            OSError: if it can't be read.
+            DamagedError: if the file has fewer bytes at that position.
+            OSError: if the file can't be read.
         """
         start = position - self._position
         if start < 0 or start + size > len(self._held):
             if not 0 <= position <= self.size - size:
-                raise DamagedError("it points behind the end of the file")
+                raise DamagedError("it points past the end of the file")
             self._held = os.pread(self._descriptor, max(size, _AHEAD), position)
             self._position, start = position, 0
             if len(self._held) < size:
@@ -42,13 +42,13 @@ class Window:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Window, Window]]:
-    """Two windows on a file, for reading at two places by turns.
+    """Open a file, and give two readers with separate buffers, for reading at two places by turns.
 
     Raises:
-        DamagedError: if it is no regular file.
+        DamagedError: if it is not a regular file.
         OSError: if it can't be opened.
     """
-    # Not blocking: opening a pipe must not wait for a writer.
+    # O_NONBLOCK: opening a pipe must not wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)

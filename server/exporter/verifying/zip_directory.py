@@ -1,8 +1,8 @@
-"""A zip's directory, read strictly, one record at a time.
+"""A strict reader of a zip's central directory, one record at a time.
 
-zipfile holds the whole directory at once, however large a file says that it is, and forgives what stands before a zip,
-between its entries or behind it. Here every byte must have its place: entries lie one behind the other in the
-directory's order, the directory follows, and then the end.
+zipfile loads the whole directory, even of a hostile file, and accepts foreign bytes before a zip, between its entries
+and after it. This reader accepts no foreign bytes: the entries follow one another in the directory's order, then comes
+the directory, then the end record. docs/decisions.md has the measurement.
 """
 
 import struct
@@ -22,13 +22,13 @@ _FIELD = struct.Struct("<2H")
 
 _FULL_16, _FULL_32 = 0xFFFF, 0xFFFF_FFFF
 _ZIP64 = 0x0001
-# Zip64, and times and owners, which change nothing. Others can give an entry another name.
+# Zip64, times and owners. Other extra fields are refused: some give an entry another name.
 _KNOWN_FIELDS = frozenset({_ZIP64, 0x000A, 0x5455, 0x5855, 0x7855, 0x7875})
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the directory says of an entry. `position` and `next` are where this record and the next one begin."""
+    """A directory record of an entry. `position` and `next` are the offsets of this record and the next one."""
 
     position: int
     next: int
@@ -45,12 +45,12 @@ class Record:
 
     @property
     def name(self) -> str:
-        """The name; bytes that are no UTF-8 as `\\xXX`."""
+        """Return the name, with undecodable bytes as `\\xXX`."""
         return self.raw_name.decode("utf-8", "backslashreplace")
 
     @property
     def name_is_text(self) -> bool:
-        """Whether everybody reads the same name: one that is not ASCII has to be UTF-8, and to be marked as that."""
+        """Return whether every unzip program reads the same name: a name beyond ASCII must be UTF-8 and flagged so."""
         try:
             self.raw_name.decode("utf-8" if self.flags & UTF8_NAME else "ascii")
         except UnicodeDecodeError:
@@ -59,11 +59,11 @@ class Record:
 
 
 class Directory:
-    """The directory of a zip, which lies from `start` to `end` of the file and has `count` records.
+    """The central directory of a zip: `count` records from offset `start` to offset `end`.
 
     Raises:
-        DamagedError: from every method too, if it can't be read.
-        OSError: from every method too, if the file can't be.
+        DamagedError: if the directory is damaged. Every method raises this too.
+        OSError: if the file can't be read. Every method raises this too.
     """
 
     def __init__(self, window: Window) -> None:
@@ -71,7 +71,7 @@ class Directory:
         self.count, self.start, self.end = _find(window)
 
     def records(self) -> Iterator[Record]:
-        """All records, in their order."""
+        """Yield all records, in their order."""
         position = self.start
         for number in range(1, self.count + 1):
             try:
@@ -81,12 +81,12 @@ class Directory:
             yield record
             position = record.next
         if position != self.end:
-            raise DamagedError("its directory has another length than it says")
+            raise DamagedError("its directory is longer than its records")
 
     def record(self, position: int) -> Record:
-        """The record at a position."""
+        """Return the record at an offset."""
         if position + _RECORD.size > self.end:
-            raise DamagedError("it is not there")
+            raise DamagedError("it is cut off")
         (
             signature, _, version, flags, method, _, _, crc, compressed, size,
             name_length, extra_length, comment_length, disk, _, attributes, offset,
@@ -115,22 +115,22 @@ class Directory:
         )
 
     def end_of(self, record: Record) -> int:
-        """Where an entry must end: where the next one begins, or the directory."""
+        """Return the offset at which an entry must end: the begin of the next entry, or of the directory."""
         return self.start if record.next == self.end else self.record(record.next).offset
 
 
 def widened(extra: bytes, *numbers: int) -> tuple[int, ...]:
-    """The numbers of a header. What doesn't fit into 32 bits is in a field of its own.
+    """Return a header's numbers. Numbers beyond 32 bits are taken from the header's Zip64 field.
 
     Raises:
-        DamagedError: if that field is missing, or there is one that no snapshot has.
+        DamagedError: if the Zip64 field is missing, or an extra field is unknown.
     """
     wide = _fields(extra).get(_ZIP64, b"")
     result = []
     for number in numbers:
         if number == _FULL_32:
             if len(wide) < _LONG.size:
-                raise DamagedError("a size or place of it is missing")
+                raise DamagedError("a size or an offset is missing")
             (number,) = _LONG.unpack_from(wide)
             wide = wide[_LONG.size :]
         result.append(number)
@@ -147,36 +147,36 @@ def _fields(extra: bytes) -> dict[int, bytes]:
         if len(value) != length or kind in fields:
             raise DamagedError("its extra fields are damaged")
         if kind not in _KNOWN_FIELDS:
-            raise DamagedError(f"it has an extra field that no snapshot has ({kind:#06x})")
+            raise DamagedError(f"it has an unknown extra field ({kind:#06x})")
         fields[kind] = value
     return fields
 
 
 def _find(window: Window) -> tuple[int, int, int]:
-    """How many records there are, and where they begin and end."""
+    """Return the number of records, and the offsets at which the directory begins and ends."""
     end = window.size - _END.size
     found = _END.unpack(window.read(end, _END.size)) if end >= 0 else (b"",)
     if found[0] != b"PK\5\6" or found[-1] != 0:
         if end >= 0 and window.read(0, 4) == b"PK\3\4":
-            raise DamagedError("its end is not there: it was cut off, or something was appended")
+            raise DamagedError("its end record is missing: the file was cut off, or bytes were appended")
         raise DamagedError("it is not a zip")
     _, disk, first_disk, here, count, size, start, _ = found
     if disk or first_disk or here != count:
-        raise DamagedError("its end is damaged")
+        raise DamagedError("its end record is damaged")
     if end >= _LOCATOR_64.size + _END_64.size:
         locator = _LOCATOR_64.unpack(window.read(end - _LOCATOR_64.size, _LOCATOR_64.size))
         if locator[0] == b"PK\6\7":
             end -= _LOCATOR_64.size + _END_64.size
             count, size, start = _wide_end(window, end, locator, (count, size, start))
     if start + size != end:
-        raise DamagedError("something is missing in it, or was put before it or between its parts")
+        raise DamagedError("bytes are missing, or were put before it or between its parts")
     return count, start, end
 
 
 def _wide_end(
     window: Window, end: int, locator: tuple[bytes, int, int, int], narrow: tuple[int, int, int]
 ) -> tuple[int, int, int]:
-    """The numbers of a zip too large for the usual ones, which must be the same or say that they are too small."""
+    """Return the numbers of the Zip64 end record. Each number of the usual end record must agree, or be full."""
     signature, length, _, _, disk, first_disk, here, count, size, start = _END_64.unpack(window.read(end, _END_64.size))
     wide = (count, size, start)
     agree = all(
@@ -184,5 +184,5 @@ def _wide_end(
     )
     head = (signature, length, disk, first_disk, here)
     if locator[1:] != (0, end, 1) or head != (b"PK\6\6", _END_64.size - 12, 0, 0, count) or not agree:
-        raise DamagedError("its end is damaged")
+        raise DamagedError("its end record is damaged")
     return wide

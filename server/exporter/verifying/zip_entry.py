@@ -1,4 +1,4 @@
-"""The content of a zip's entry, read strictly: it must be as long as the directory says, and lie where it says."""
+"""A strict reader of an entry's content. Its length and its place must be as the directory says."""
 
 import stat
 import struct
@@ -15,31 +15,31 @@ _STORED, _DEFLATED = 0, 8
 # Bits of an entry's flags.
 _ENCRYPTED, _LEVELS, _DESCRIPTOR = 0x2041, 0x0006, 0x0008
 _KNOWN_FLAGS = _LEVELS | _DESCRIPTOR | UTF8_NAME
-# The first version that knows of large files; nothing in a snapshot needs a later one.
+# The version of the zip format with Zip64. No entry of a snapshot needs a later version.
 _LATEST_VERSION = 45
 _DOS_DIRECTORY = 0x10
-# The numbers after an entry's data: with a signature or without, for large files or not. The longest first: one could
-# only be taken for a shorter one where the rest is nothing, and nothing is what no entry begins with.
+# Data descriptors: with a signature or without, with 64-bit or 32-bit sizes. The longest comes first, because a short
+# layout can match the start of a long descriptor, and never the other way round.
 _DESCRIPTORS = (("<4sLQQ", b"PK\7\10"), ("<LQQ", None), ("<4sLLL", b"PK\7\10"), ("<LLL", None))
 
 
 def content(window: Window, record: Record, end: int) -> Iterator[bytes]:
-    """An entry's content, in pieces. All that was given is right if it comes to its end.
+    """Yield an entry's content, in pieces. The pieces are proven right only when the generator ends without an error.
 
-    It never gives more than the size that the directory says, and reads nothing beyond `end`, whatever is in the file.
+    It never yields more bytes than the directory's size of the entry, and never reads past `end`.
 
     Args:
-        end: where the entry must end.
+        end: the offset at which the entry must end.
 
     Raises:
-        DamagedError: if anything about it is wrong.
+        DamagedError: if the entry is damaged.
         OSError: if the file can't be read.
     """
     _check_kind(record)
     start = _start(window, record)
-    # Not only at the end: entries that lie over each other could unpack to any number of times what they are.
+    # Checked before inflating: overlapping entries could inflate the same bytes any number of times.
     if start + record.compressed > end:
-        raise DamagedError("it lies over the next entry")
+        raise DamagedError("it overlaps the next entry")
     crc = 0
     chunks = _inflated(window, record, start) if record.method == _DEFLATED else _stored(window, record, start)
     for chunk in chunks:
@@ -51,52 +51,52 @@ def content(window: Window, record: Record, end: int) -> Iterator[bytes]:
     if record.flags & _DESCRIPTOR:
         data_end += _descriptor_length(window, record, data_end)
     if data_end != end:
-        raise DamagedError("it doesn't end where the next begins")
+        raise DamagedError("it doesn't end where the next entry begins")
 
 
 def _check_kind(record: Record) -> None:
     if record.flags & _ENCRYPTED:
         raise DamagedError("it is encrypted")
     if record.flags & ~_KNOWN_FLAGS:
-        raise DamagedError(f"it has flags that no snapshot has ({record.flags:#06x})")
+        raise DamagedError(f"it has unknown flags ({record.flags:#06x})")
     if record.method not in (_STORED, _DEFLATED):
-        raise DamagedError(f"it is compressed by method {record.method}, which no snapshot has")
+        raise DamagedError(f"its compression method {record.method} is unknown")
     if record.version & 0xFF > _LATEST_VERSION or record.disk:
-        raise DamagedError("it needs another reader, or another disk")
+        raise DamagedError("it needs a newer zip version, or another disk")
     is_directory = record.raw_name.endswith(b"/")
     kind = stat.S_IFMT(record.attributes >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise DamagedError("it would unpack as a link or a special file")
     if not is_directory and (kind == stat.S_IFDIR or record.attributes & _DOS_DIRECTORY):
-        raise DamagedError("it is called a directory, and its name is a file's")
+        raise DamagedError("it is marked as a directory, but has the name of a file")
     if is_directory and record.size:
-        raise DamagedError("it is a directory, and has content")
+        raise DamagedError("it is a directory with content")
 
 
 def _start(window: Window, record: Record) -> int:
-    """Where the data of an entry begins, after its own header was found to say what the directory does."""
+    """Return the offset of an entry's data. Raise DamagedError unless the entry's header agrees with the directory."""
     header = window.read(record.offset, _HEADER.size)
     signature, version, flags, method, _, _, crc, compressed, size, name_length, extra_length = _HEADER.unpack(header)
     if signature != b"PK\3\4":
-        raise DamagedError("it is not where the directory says")
+        raise DamagedError("it is not at the offset that the directory says")
     named = record.offset + _HEADER.size
     text = window.read(named, name_length + extra_length)
     size, compressed = widened(text[name_length:], size, compressed)
     if (text[:name_length], flags, method) != (record.raw_name, record.flags, record.method):
-        raise DamagedError("its header says something else than the directory")
+        raise DamagedError("its header disagrees with the directory")
     numbers, expected = (crc, compressed, size), (record.crc, record.compressed, record.size)
-    # What was not known when the header was written is 0 there, and follows the data.
+    # A number that was unknown when the header was written is 0 there, and is in the data descriptor.
     later = flags & _DESCRIPTOR
     if any(number != right and (number or not later) for number, right in zip(numbers, expected, strict=True)):
-        raise DamagedError("its header says something else than the directory")
+        raise DamagedError("its header disagrees with the directory")
     if version & 0xFF > _LATEST_VERSION:
-        raise DamagedError("it needs another reader")
+        raise DamagedError("it needs a newer zip version")
     return int(named + name_length + extra_length)
 
 
 def _stored(window: Window, record: Record, start: int) -> Iterator[bytes]:
     if record.compressed != record.size:
-        raise DamagedError("it is not compressed, and has two sizes")
+        raise DamagedError("it is not compressed, but has two sizes")
     left = record.size
     while left:
         chunk = window.read(start + record.size - left, min(left, _CHUNK))
@@ -123,11 +123,11 @@ def _inflated(window: Window, record: Record, start: int) -> Iterator[bytes]:
         if chunk:
             yield chunk
         elif exhausted and not inflater.eof:
-            raise DamagedError("its content breaks off")
+            raise DamagedError("its content is cut off")
     if left:
         raise DamagedError(f"it is {left:,} bytes shorter than its {record.size:,}")
     if unread or inflater.unused_data:
-        raise DamagedError("something stands behind its content")
+        raise DamagedError("bytes follow its content")
 
 
 def _descriptor_length(window: Window, record: Record, position: int) -> int:
@@ -137,4 +137,4 @@ def _descriptor_length(window: Window, record: Record, position: int) -> int:
         expected = numbers if signature is None else (signature, *numbers)
         if position + length <= window.size and struct.unpack(layout, window.read(position, length)) == expected:
             return length
-    raise DamagedError("what follows its content says something else than the directory")
+    raise DamagedError("its data descriptor disagrees with the directory")
