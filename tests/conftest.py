@@ -11,7 +11,7 @@ import pytest
 
 from unit import ROOT, Unit
 
-# A test with one of these fixtures needs programs.
+# A test that uses one of these fixtures starts programs.
 _WITH_PROGRAMS = frozenset({"unit", "shared_unit", "node", "pki", "shared", "snapshot"})
 
 
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class _QuickTests:
-    """Fails a test of `make quick` that starts a program after all."""
+    """A plugin of `make quick` that fails each test that starts a program."""
 
     def __init__(self) -> None:
         self._test = ""
@@ -43,7 +43,7 @@ class _QuickTests:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Watch for programs that quick tests start."""
+    """Register the check that quick tests start no program."""
     if os.environ.get("QUICK"):
         config.pluginmanager.register(_QuickTests())
 
@@ -70,7 +70,7 @@ def shared_unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
 def node() -> Path:
     """Return the directory of the compiled TypeScript examples. The first test that needs them compiles them."""
     with (ROOT / "examples" / "node" / "package.json").open() as lock:
-        # Tests that run in parallel may need them, too.
+        # Tests in parallel processes must not compile at the same time.
         fcntl.flock(lock, fcntl.LOCK_EX)
         subprocess.run(["make", "--silent", "examples"], cwd=ROOT, check=True, timeout=360)
     return ROOT / "examples" / "node" / "build"

@@ -1,4 +1,4 @@
-"""The walls between the rooms: which folder may import which. A new file in a room is checked like the old ones."""
+"""The walls between the rooms: which folder may import which. Each file of a room is checked, new files too."""
 
 import ast
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ from server.rpc.refusal_table import STATUS
 from unit import ROOT
 
 PROGRAMS = {"server", "gateway"}
-# The generated contract and the libraries that speak it, or another protocol, or SQL.
+# The generated contract, and the libraries for gRPC, HTTP, SQL and Redis.
 WIRE = {"grpc", "google", "cellexport.v1", "cellexport.store", "sqlite3", "redis", "flask", "prometheus_client"}
 
-# Each room, and the packages of this project that it may import besides itself. A package allows everything below it.
+# Each room, and the packages of this project that it may import besides itself. A package includes its subpackages.
 ROOMS = {
     "proto/cellexport": {"cellexport"},
     "gateway": {"cellexport"},
@@ -49,7 +49,7 @@ def inside(name: str, packages: set[str]) -> bool:
 
 
 def trespasses(folder: str, root: Path) -> list[str]:
-    """Return each import of a room that its wall forbids, as `file: name`."""
+    """Return each forbidden import of a room, as `file: name`."""
     room = folder.removeprefix("proto/").replace("/", ".")
     allowed = ROOMS[folder] | {room}
     return [

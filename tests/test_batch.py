@@ -1,4 +1,4 @@
-"""BatchGetCellExports: the status of many cells in one call, each with an outcome of its own."""
+"""BatchGetCellExports: one call returns the status or the refusal of each of many cells."""
 
 import asyncio
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def test_as_many_cells_as_may_be_and_no_more(shared_unit: Unit) -> None:
     assert refused(raised) == ("INVALID_ARGUMENT", "BATCH_TOO_LARGE")
 
 
-def test_what_is_wrong_with_the_call_itself_is_told_once(shared_unit: Unit) -> None:
+def test_an_error_of_the_call_itself_is_returned_once(shared_unit: Unit) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         batch(shared_unit, ["demo"], key="a b")
     assert refused(raised) == ("INVALID_ARGUMENT", "REQUEST_KEY_INVALID")
@@ -83,15 +83,15 @@ def test_each_status_given_is_an_event(unit: Unit) -> None:
     assert [line.split(",")[6] for line in lines] == ['"cell.export.status"'] * 2
 
 
-def test_a_store_that_is_away_is_told_for_each_and_may_be_asked_again(unit: Unit) -> None:
+def test_an_unavailable_store_is_a_retryable_refusal_for_each_cell(unit: Unit) -> None:
     unit.start_server()
     (unit.directory / "export.db").unlink()
 
-    def look() -> Sequence[CellExportEntry] | None:
+    def unavailable() -> Sequence[CellExportEntry] | None:
         entries = batch(unit, ["demo", "demo"])
         return entries if outcomes(entries) == ["STORE_UNAVAILABLE"] * 2 else None
 
-    assert all(entry.refusal.retryable for entry in eventually(look))
+    assert all(entry.refusal.retryable for entry in eventually(unavailable))
 
 
 @pytest.mark.fault("F25")

@@ -1,4 +1,4 @@
-"""Errors of calls as HTTP responses: the server of these tests sends them on the wire, the real application answers."""
+"""Errors of gRPC calls as HTTP responses: a test server sends the errors, and the real gateway application answers."""
 
 from collections.abc import Iterator, Mapping
 from concurrent import futures
@@ -23,7 +23,7 @@ UNIT_URL = "https://unit1.example/"
 
 @dataclass(frozen=True)
 class Refusal:
-    """The error that the server sends. Without a reason it has no details, like errors of grpc itself."""
+    """An error that the test server sends. Without a reason it has no details, like errors of gRPC itself."""
 
     status: grpc.StatusCode
     reason: str = "NEWER_THAN_THE_GATEWAY"
@@ -35,7 +35,7 @@ class Refusal:
 
 
 class RefusingServer(grpc.GenericRpcHandler):
-    """Refuses every call with the same refusal."""
+    """A server that refuses every call with the same refusal."""
 
     def __init__(self, refusal: Refusal) -> None:
         self._refusal = refusal
@@ -62,7 +62,7 @@ class RefusingServer(grpc.GenericRpcHandler):
 
 @contextmanager
 def facade(refusal: Refusal) -> Iterator[Client]:
-    """Run the application in front of a server that refuses every call."""
+    """Run the gateway application in front of a server that refuses every call."""
     server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[RefusingServer(refusal)])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -78,7 +78,7 @@ def ask(refusal: Refusal) -> TestResponse:
         return http.get("/demo/__export")
 
 
-# The HTTP status of each gRPC status, and the code where the server sends none.
+# The code of each gRPC status if the server sends no code. The code's digits are the HTTP status.
 STATUSES = {
     "INVALID_ARGUMENT": "PR400-CX-0000",
     "OUT_OF_RANGE": "PR400-CX-0000",
@@ -106,7 +106,7 @@ def test_the_table_names_every_status_of_an_error() -> None:
 @pytest.mark.parametrize(("status", "code"), STATUSES.items())
 def test_an_unknown_reason_without_a_code_is_answered_by_its_status(status: str, code: str) -> None:
     answer = ask(Refusal(grpc.StatusCode[status]))
-    assert (answer.status_code, answer.json["code"]) == (int(code[2:5]), code)  # type: ignore[index]  # it is JSON
+    assert (answer.status_code, answer.json["code"]) == (int(code[2:5]), code)  # type: ignore[index]  # the body is JSON
     assert ("Retry-After" in answer.headers) == (answer.status_code == 503)
     assert answer.headers["Access-Control-Allow-Origin"] == "*"
 
@@ -144,7 +144,7 @@ def test_a_code_or_message_that_can_not_be_right_is_not_passed_on(refusal: Refus
 
 def test_braces_in_a_message_are_left_alone() -> None:
     answer = ask(Refusal(grpc.StatusCode.NOT_FOUND, code="PR404-ZZ-0042", message="No {} here."))
-    assert answer.json["message"]["value"] == "No {} here."  # type: ignore[index]  # it is JSON
+    assert answer.json["message"]["value"] == "No {} here."  # type: ignore[index]  # the body is JSON
 
 
 @pytest.mark.parametrize("code", ["", "PR401-ZZ-0042"])
@@ -153,7 +153,7 @@ def test_a_newer_401_has_a_challenge_that_blames_no_token(code: str) -> None:
     assert answer.headers.getlist("WWW-Authenticate") == [f'Bearer realm="{UNIT_URL}demo/"']
 
 
-# The server's texts are the document's, but for two reasons, whose details only HTTP shows in the message.
+# HTTP messages are the server's texts, except for these two reasons: only HTTP shows their details in the message.
 REWORDED = {"SNAPSHOT_EXISTS": "File [one.zip] already exists.", "UNEXPECTED": "Unknown Exception [0123]"}
 INVALID_TOKEN = {"TOKEN_EXPIRED", "TOKEN_INVALID", "REFRESH_TOKEN", "SIGNATURE_INVALID"}
 
@@ -177,14 +177,14 @@ OF_GRPC = {"UNAVAILABLE", "CANCELLED", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"
 
 @pytest.mark.parametrize(("status", "code"), STATUSES.items())
 @pytest.mark.parametrize("foreign", [False, True])
-def test_an_error_without_the_servers_details_is_answered_by_its_status_only_if_grpc_itself_returns_that_status(
+def test_without_the_servers_details_only_a_status_of_grpc_itself_is_passed_on(
     status: str, code: str, foreign: bool
 ) -> None:
-    # Details of another domain, for example of a proxy, count as none.
+    # Details of another domain, for example of a proxy, are ignored.
     reason, domain = ("TOKEN_EXPIRED", "proxy.example") if foreign else ("", "")
     answer = ask(Refusal(grpc.StatusCode[status], reason, domain, code="PR404-ZZ-0042"))
     expected = code if status in OF_GRPC else "PR500-SV-9999"
-    assert answer.json["code"] == expected  # type: ignore[index]  # it is JSON
+    assert answer.json["code"] == expected  # type: ignore[index]  # the body is JSON
     assert answer.status_code == int(expected[2:5])
     assert ("Retry-After" in answer.headers) == (answer.status_code == 503)
     assert "WWW-Authenticate" not in answer.headers

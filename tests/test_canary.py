@@ -1,4 +1,4 @@
-"""The clock by which the tests judge promises: it must stand still when the machine stalls, and only then."""
+"""The steady clock, by which tests measure time limits: it stops while the machine stalls, and only then."""
 
 import json
 import signal
@@ -10,7 +10,7 @@ import pytest
 
 from unit import ROOT
 
-# Prints how long a pause of its whole process took, by each clock.
+# A program that prints how long a pause of its process took, by the monotonic and by the steady clock.
 PAUSED = """
 import json, sys, time
 from canary import steady

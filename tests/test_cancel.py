@@ -1,4 +1,4 @@
-"""Cancelling an export, and one that doesn't move."""
+"""Cancelled exports, and stalled exports."""
 
 import threading
 import time
@@ -74,7 +74,7 @@ def test_an_exporter_that_does_not_listen_is_cut_off_after_a_lease(unit: Unit, e
         try:
             exporter.report(claimed, sequence, 10)
         except grpc.RpcError as error:
-            assert error.code() == grpc.StatusCode.ABORTED  # noqa: PT017 - it may be cut off before or after
+            assert error.code() == grpc.StatusCode.ABORTED  # noqa: PT017 - the cut-off may come before or after this report
         threading.Event().wait(0.1)
     assert time.monotonic() - cancelled > unit.lease_seconds - 0.5
     assert ending(unit.get()) == INTERRUPTED

@@ -1,4 +1,4 @@
-"""What client and server agree upon for their connections: retries, pings, and how old one gets."""
+"""The connections between client and server: retries, pings, and the maximum age."""
 
 import asyncio
 import json
@@ -89,13 +89,13 @@ def test_a_flood_of_pings_ends_its_own_connection_and_no_other(unit: Unit) -> No
         except ConnectionError:
             pass
         assert not waiting.result().HasField("claimed_export")
-    # The error code of the GOAWAY is ENHANCE_YOUR_CALM.
+    # GOAWAY with the error code ENHANCE_YOUR_CALM.
     assert answer.endswith(b"\x00\x00\x00\x0btoo_many_pings")
 
 
 @contextmanager
 def bare_server(options: list[tuple[str, int]]) -> Iterator[int]:
-    """A server of one method, which waits as long as it is told to; its port."""
+    """Run a server whose only method waits for the seconds in the request, and yield its port."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -124,7 +124,7 @@ def bare_server(options: list[tuple[str, int]]) -> Iterator[int]:
 
 @pytest.mark.fault("F27")
 def test_our_own_pings_are_never_too_many(capfd: pytest.CaptureFixture[str]) -> None:
-    """With all times a hundredth: five minutes of a silent call, and of a connection without one."""
+    """With all times divided by 100: five minutes of a connection without a call, and five minutes of a silent call."""
     least_name = "grpc.http2.min_ping_interval_without_data_ms"
     server = dict(GrpcListener.read(Environment({})).options())
     ours = dict(client.OPTIONS)
@@ -145,8 +145,7 @@ def test_our_own_pings_are_never_too_many(capfd: pytest.CaptureFixture[str]) -> 
             channel.subscribe(seen.append)
             threading.Event().wait(3)
             assert call(b"3", timeout=60) == b"done"
-            # It never was anything but connected, and grpc has not said on standard error that it was sent away, as it
-            # is when the server ends.
+            # The connection was never lost, and gRPC printed no GOAWAY. The end of the server would print one.
             assert set(seen) <= {grpc.ChannelConnectivity.READY}
             assert "GOAWAY" not in capfd.readouterr().err
 
@@ -164,7 +163,7 @@ def test_connections_that_grow_old_are_replaced_and_nobody_notices(unit: Unit) -
     with meanwhile(ask_all_the_while), unit.channel() as channel:
         begun = time.monotonic()
         exporter = HandExporter(channel)
-        # Longer than a connection lives, and within the grace.
+        # Longer than the maximum age of a connection, and within its grace.
         assert exporter.claim(wait=4) is None
         assert time.monotonic() - begun > 3
     assert outcomes.keys() == {200}

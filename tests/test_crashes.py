@@ -1,4 +1,4 @@
-"""One program after the other is killed in the middle of an export, and started again."""
+"""Programs that are killed, paused or restarted during an export, one at a time."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from oracle import Oracle
 from unit import Unit, answered, eventually, meanwhile, needs
 
-# Longer than any of these tests takes to look at it.
+# Large enough for the export to outlast the checks of each test.
 LARGE = 1024**3
 
 pytestmark = pytest.mark.timeout(180)
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture
 def busy_unit(unit: Unit) -> Unit:
-    """A unit in the middle of an export `busy`: server, gateway and exporter run, in this order."""
+    """Return a unit during the export `busy`. Its programs are server, gateway and exporter, in this order."""
     with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
         large.truncate(LARGE)
     unit.start_server()
@@ -37,7 +37,7 @@ def busy_unit(unit: Unit) -> Unit:
 
 @contextmanager
 def watching(unit: Unit) -> Iterator[list[tuple[float, int, str]]]:
-    """Ask the gateway again and again meanwhile; what was answered: when, the HTTP status, the document's status."""
+    """Poll the gateway, and yield the answers: the time, the HTTP status, and the status or code of the body."""
     answers: list[tuple[float, int, str]] = []
 
     def ask(over: threading.Event) -> None:
@@ -133,7 +133,7 @@ def test_a_killed_worker_of_the_gateway_is_replaced(unit: Unit) -> None:
 
 
 @pytest.mark.fault("F08")
-def test_a_server_that_is_told_to_end_does_so_though_exporters_wait(unit: Unit) -> None:
+def test_a_server_shuts_down_although_exporters_wait(unit: Unit) -> None:
     server = unit.start_server()
     unit.start_exporter()
     begun = steady()
@@ -144,7 +144,7 @@ def test_a_server_that_is_told_to_end_does_so_though_exporters_wait(unit: Unit) 
     assert unit.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
 
 
-def test_while_a_server_is_replaced_callers_are_told_to_come_again_and_nothing_else(unit: Unit) -> None:
+def test_while_a_server_is_replaced_each_request_gets_the_status_or_503(unit: Unit) -> None:
     server = unit.start_server()
     unit.start_gateway()
     with ExitStack() as stack:
@@ -204,15 +204,15 @@ def test_an_exporter_publishes_only_after_the_server_was_heard(unit: Unit) -> No
 @needs("strace")
 def test_an_export_published_by_an_exporter_that_died_before_saying_so_has_succeeded(unit: Unit) -> None:
     unit.start_server()
-    # The first fsync is the part's; the second is the directory's, after the zip was given its name.
+    # The first fsync is for the part. The second is for the directory, after the part was renamed to the zip.
     inject = "inject=fsync:signal=SIGKILL:when=2"
     exporter = unit.start_exporter("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "-e", inject)
-    unit.begin("told")
+    unit.begin("published")
     exporter.process.wait(60)
     status = unit.wait_until_ready(within=unit.lease_seconds + 2)
     assert status.last_outcome.result == Outcome.RESULT_SUCCEEDED
-    assert files(unit) == ["told.zip"]
-    snapshots.read(unit.snapshots / "demo" / "told.zip")
+    assert files(unit) == ["published.zip"]
+    snapshots.read(unit.snapshots / "demo" / "published.zip")
 
 
 def test_parts_of_the_dead_are_swept_and_those_of_the_living_are_not(busy_unit: Unit) -> None:
@@ -248,6 +248,6 @@ def _answers(unit: Unit) -> bool:
 
 
 def _is_written(part: Path) -> bool:
-    """Whether the end of a zip is there."""
+    """Return whether the part ends like a complete zip."""
     with part.open("rb") as file:
         return b"PK\x05\x06" in file.read()[-1024:]

@@ -1,4 +1,4 @@
-"""What is in examples/deploy: as far as it can be tried without the machines that it is for."""
+"""The files in examples/deploy, as far as they can be tested without a cluster or systemd as init."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def of_kind(kind: str) -> Iterator[dict[str, Any]]:
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """The pods' specs by the program that is in them."""
+    """Return the spec of each pod by the name of its program."""
     specs = [document["spec"]["template"]["spec"] for document in of_kind("Deployment")]
     return {spec["containers"][0]["command"][0]: spec for spec in specs}
 
@@ -82,7 +82,7 @@ def test_the_procfile_runs_a_unit_and_ends_it(unit: Unit) -> None:
         honcho.wait(20)
     assert not accepts(unit.http_port)
     assert not accepts(unit.grpc_port)
-    # All were told to end at once, and still the exporter could say how its export ended.
+    # All programs were stopped at once, and the exporter could still report the end of its export.
     unit.start_server()
     assert unit.get().last_outcome.reason == Outcome.REASON_SHUTDOWN
 
@@ -93,7 +93,7 @@ def test_the_procfile_runs_a_unit_and_ends_it(unit: Unit) -> None:
 def test_systemd_has_nothing_to_say_against_its_units(tmp_path: Path, name: str) -> None:
     units = shutil.copytree(DEPLOY / "systemd", tmp_path / "units")
     for unit in units.glob("*.service"):
-        # Where the programs are is the one thing that is looked at on this machine.
+        # systemd-analyze checks that the programs exist, so name the ones that are installed here.
         unit.write_text(unit.read_text().replace("/opt/cellexport/bin", str(BIN)))
 
     def analyze(*words: str) -> None:
@@ -102,7 +102,7 @@ def test_systemd_has_nothing_to_say_against_its_units(tmp_path: Path, name: str)
         assert f"{name}:" not in done.stderr
 
     analyze("verify", "--man=no")
-    # Tenths of its own measure of what a service may do: 10 is everything.
+    # The threshold is in tenths of systemd's exposure level, which goes from 0 to 10 (no restriction at all).
     analyze("security", "--offline=true", "--threshold=20", "--no-pager")
 
 

@@ -1,4 +1,4 @@
-"""Two servers behind Envoy, as examples/envoy has it: servers die and are replaced, and no caller notices."""
+"""Two servers behind Envoy, configured as in examples/envoy: no request fails when servers die or are replaced."""
 
 import json
 import re
@@ -31,14 +31,15 @@ from traffic import Caller, GrpcCaller, HttpCaller, export
 from unit import HandExporter, Program, Unit, eventually, free_port, meanwhile, needs, refused
 from watchers import following
 
-# Within these Envoy knows that a server is ending: two checks, a second apart, the last of which may take a second.
+# The time until Envoy notices that a server shuts down: two health checks, one second apart, and the last check may
+# take one second.
 NOTICE_SECONDS = 3
 DRAIN_SECONDS = NOTICE_SECONDS + 1
 
 
 @dataclass
 class Mesh:
-    """A unit whose two servers are reached through Envoy only, over mTLS."""
+    """A unit with two servers. Envoy is the only way to them, over mTLS."""
 
     unit: Unit
     store: RedisServer
@@ -59,19 +60,19 @@ class Mesh:
             CELLEXPORT_GRPC_TLS_CLIENT_CA=str(self.authority.file),
             CELLEXPORT_EVENT_LOG=str(self.log(number)),
             CELLEXPORT_DRAIN_SECONDS=str(drain),
-            # Connections are replaced all the while, too.
+            # The servers also close old connections during the tests.
             CELLEXPORT_CONNECTION_AGE_SECONDS="3",
             CELLEXPORT_CONNECTION_GRACE_SECONDS="5",
         )
 
     def replace(self, number: int) -> None:
-        """Start a server anew, once Envoy knows that the one before is gone."""
+        """Start a server again, once Envoy has noticed that its predecessor is gone."""
         eventually(lambda: self.ports[number] not in self.envoy.given_calls())
         self.servers[number] = self.start(number)
         eventually(lambda: self.ports[number] in self.envoy.given_calls())
 
     def asked(self, number: int) -> list[float]:
-        """When this server gave statuses, in seconds since 1970."""
+        """Return the times at which this server returned a status, in seconds since 1970."""
         lines = [line for line in self.log(number).read_text().splitlines() if '"cell.export.status"' in line]
         return [datetime.fromisoformat(line.split(",")[0]).timestamp() for line in lines]
 
@@ -107,7 +108,7 @@ def test_servers_that_are_killed_or_replaced_behind_envoy_fail_no_request(mesh: 
         with meanwhile(partial(export, target)):
             mesh.servers[0].kill()
             mesh.replace(0)
-            # Without a drain Envoy learns of it by calls that are refused.
+            # This server does not drain: Envoy notices its end by refused calls.
             assert mesh.servers[1].terminate() == 0
             mesh.replace(1)
             for number in (0, 1):
@@ -121,7 +122,7 @@ def test_servers_that_are_killed_or_replaced_behind_envoy_fail_no_request(mesh: 
     shares = [len(mesh.asked(number)) for number in (0, 1)]
     outcomes = sum((caller.outcomes for caller in callers), Counter[str]())
     assert {outcome.split()[0] for outcome in outcomes} == {"200", "OK"}, outcomes
-    # Each caller has met every replacement.
+    # Each caller made enough requests to meet every replacement.
     assert min(caller.outcomes.total() for caller in callers) > 20
     assert max(caller.slowest for caller in callers) < 3
     for follower in followers:
@@ -131,7 +132,7 @@ def test_servers_that_are_killed_or_replaced_behind_envoy_fail_no_request(mesh: 
 
 @contextmanager
 def mostly_ready(unit: Unit) -> Iterator[None]:
-    """The gateway is never unready for longer than Envoy takes to find out that a server is ending."""
+    """Check that the gateway is never unready for longer than Envoy takes to notice that a server shuts down."""
     longest, since = 0.0, steady()
 
     def ask(over: threading.Event) -> None:
@@ -147,28 +148,28 @@ def mostly_ready(unit: Unit) -> Iterator[None]:
 
 
 def drain(mesh: Mesh, number: int) -> None:
-    """Have a server end: it is given no call once Envoy knows."""
+    """Shut a server down, and check that Envoy gives it no call after it has noticed."""
     server = mesh.servers[number]
     server.signal(signal.SIGTERM)
     eventually(lambda: mesh.ports[number] not in mesh.envoy.given_calls())
     known = time.time()
     assert server.process.wait(60) == 0
-    # Until the last moment it would have served.
+    # The server would have served calls until its end.
     assert time.time() - known > 0.5
     assert mesh.asked(number)[-1] < known + 0.3
 
 
 @needs("redis-server")
-def test_why_there_is_no_status_is_told_through_envoy_and_nothing_is_tried_twice_over(mesh: Mesh) -> None:
+def test_envoy_passes_refusals_on_and_retries_do_not_multiply(mesh: Mesh) -> None:
     unit = mesh.unit
     unit.start_gateway()
-    # A caller can't set Envoy's time limits, nor what it tries again.
+    # A caller can change neither Envoy's time limits nor its retries.
     with unit.channel() as channel:
         meddling = HandExporter(channel)
         meddling.metadata += (("x-envoy-upstream-rq-timeout-ms", "100"),)
         assert meddling.claim(wait=1) is None
     mesh.store.kill()
-    # Whether or not Envoy knows yet that no server is SERVING.
+    # Once before and once after Envoy has noticed that no server is SERVING.
     for _ in range(2):
         answer = unit.http()
         assert (answer.status, answer.code) == (503, "PR503-SV-0003")
@@ -197,7 +198,7 @@ def routes() -> list[dict[str, Any]]:
 
 
 def route(path: str) -> dict[str, Any]:
-    """The first route that matches, as Envoy chooses."""
+    """Return the first route that matches, as Envoy does."""
     matching: dict[str, Callable[[Any], bool]] = {
         "path": lambda value: bool(value == path),
         "prefix": path.startswith,
@@ -207,7 +208,7 @@ def route(path: str) -> dict[str, Any]:
     return dict(found["route"])
 
 
-def test_envoy_tries_again_what_the_channel_of_our_own_does() -> None:
+def test_envoy_retries_the_same_methods_as_our_own_channel() -> None:
     config = json.loads(files("cellexport").joinpath("service_config.json").read_text())
     safe = {f"/{name['service']}/{name['method']}" for method in config["methodConfig"] for name in method["name"]}
     services = [
@@ -223,20 +224,20 @@ def test_envoy_tries_again_what_the_channel_of_our_own_does() -> None:
 
 
 def test_envoy_agrees_with_the_servers_defaults() -> None:
-    door = dict(GrpcListener.read(Environment({})).options())
+    server_options = dict(GrpcListener.read(Environment({})).options())
     (cluster,) = envoy_proxy.configuration()["static_resources"]["clusters"]
     (options,) = cluster["typed_extension_protocol_options"].values()
     http2 = options["explicit_http_config"]["http2_protocol_options"]
-    least = door["grpc.http2.min_ping_interval_without_data_ms"]
+    least = server_options["grpc.http2.min_ping_interval_without_data_ms"]
     assert seconds(http2["connection_keepalive"]["interval"]) * 1000 >= 2 * least
     (limits,) = cluster["circuit_breakers"]["thresholds"]
     assert limits["max_requests"] == MOST_CALLS
     (check,) = cluster["health_checks"]
     noticed = check["unhealthy_threshold"] * seconds(check["interval"]) + seconds(check["timeout"])
     assert noticed == NOTICE_SECONDS
-    # Three keep-alives.
+    # The watch must outlast three keep-alives of 45 seconds.
     assert seconds(route("/cellexport.v1.CellExportService/WatchCellExport")["idle_timeout"]) > 3 * 45
-    # The longest wait.
+    # The claim must outlast its longest wait, 30 seconds.
     assert seconds(route("/cellexport.v1.ExporterService/ClaimExport")["idle_timeout"]) > 30
 
 

@@ -1,4 +1,4 @@
-"""Every error over HTTP and gRPC alike: the same request has the same verdict."""
+"""Errors over HTTP and gRPC: the same request gets the same verdict."""
 
 import asyncio
 import itertools
@@ -41,7 +41,11 @@ INVALID_TOKEN = ', error="invalid_token"'
 
 @dataclass(frozen=True)
 class Row:
-    """A request over HTTP and gRPC, and its verdict. `cell` and `name` are its arguments, `headers` its credentials."""
+    """A request over HTTP and gRPC, and its verdict.
+
+    `cell` and `name` are the request's arguments. `headers` are its credentials. `deadline` is the caller's own, over
+    gRPC, in seconds.
+    """
 
     id: str
     http: int
@@ -54,7 +58,6 @@ class Row:
     name: str | None = None
     challenge: str | None = None
     retry: bool = False
-    # The caller's own, in seconds.
     deadline: float = 60
     prepare: Callable[[Unit], object] = lambda unit: None
 
@@ -73,7 +76,7 @@ def damaged(unit: Unit) -> None:
 
 
 def paused(unit: Unit) -> None:
-    # Known to the gateway before, so that it waits for an answer and not for a connection.
+    # Connect the gateway first, so that it waits for an answer and not for a connection.
     assert unit.http().status == 200
     unit.programs[0].signal(signal.SIGSTOP)
 
@@ -165,14 +168,14 @@ ROWS = [
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
-def test_the_same_verdict_over_both_doors(unit: Unit, tmp_path: Path, row: Row) -> None:
+def test_the_same_verdict_over_http_and_grpc(unit: Unit, tmp_path: Path, row: Row) -> None:
     (unit.directory / "cells/demo/cell.toml").write_text(ACCESS_FILE)
     issuer = replace(ISSUER, directory=tmp_path / "issuer")
     issuer.write()
     unit.start_server(CELLEXPORT_UNIT_SECRET=SECRET, **issuer.settings)
     unit.start_gateway()
     with unit.channel() as channel:
-        # Connected before anything happens to the server, as the gateway is.
+        # Connect before `prepare` harms the server, like the gateway.
         call(channel, Row("first", 200, "", "", "", "", GOOD))
         row.prepare(unit)
         answer = ask(unit, row)
@@ -192,7 +195,7 @@ def test_the_same_verdict_over_both_doors(unit: Unit, tmp_path: Path, row: Row) 
         return
     assert info is not None
     assert (info.reason, info.domain, info.metadata["personium_code"]) == (row.reason, "cellexport", row.code)
-    # A delay that neither floods the server nor keeps the caller waiting.
+    # A shorter delay would flood the server, and a longer one would keep the caller waiting.
     assert 1 <= client.retry_seconds(error) <= 2 if row.retry else client.retry_seconds(error) == 0
     assert len(error.details() or "") <= 200
 
@@ -213,7 +216,7 @@ def call(channel: grpc.Channel, row: Row) -> Message:
 
 
 @needs_root
-def test_a_full_disk_is_told_and_the_status_still_is(unit: Unit, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_status_is_still_returned(unit: Unit, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     for number in range(30):
@@ -237,7 +240,7 @@ def test_a_full_disk_is_told_and_the_status_still_is(unit: Unit, tmp_path: Path)
 
 
 async def fail(request: Message, call: Call) -> Message:
-    """Raise an exception that the server does not know."""
+    """Raise an exception that the server does not expect."""
     raise RuntimeError("canary-inside-7")
 
 
@@ -249,7 +252,7 @@ async def hang(request: Message, call: Call) -> Message:
 
 @asynccontextmanager
 async def broken_server(cells: Path, rule: UnaryMethod) -> AsyncIterator[int]:
-    """Run a server whose methods are broken, behind the real guard."""
+    """Run a server whose methods all have the given rule, behind the real guard, and yield its port."""
     judge = Judge([MasterToken(Secret(TOKEN))], cookies=None, clock=now_ms)
     guard = Guard(Admission(judge=judge, cells=CellDirectory(cells)), CallsInFlight(), now_ms)
     service = cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"]
@@ -302,7 +305,8 @@ def test_no_call_takes_longer_than_its_rule_allows(unit: Unit) -> None:
 def test_no_call_is_late_because_the_clock_is_set_while_its_time_is_reckoned(
     unit: Unit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Every fifth look, and ten calls: whatever else looks too, a jump falls into the reckoning of some call.
+    # Every fifth reading of the clock jumps. Whatever else reads it, with ten calls a jump falls into one call's
+    # computation of its time limit.
     now, jumps = time.time, itertools.cycle([3600, 0, 0, 0, 0])
     monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
 

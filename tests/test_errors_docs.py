@@ -1,4 +1,4 @@
-"""docs/errors.md agrees with the code about every error."""
+"""The tables in docs/errors.md, compared with the errors in the code."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The event log: read again by a CSV reader, whatever went in."""
+"""The event log: a CSV reader reads every event back, whatever its texts contain."""
 
 import asyncio
 import csv
@@ -27,20 +27,20 @@ def events(unit: Unit) -> list[dict[str, str]]:
     return [dict(zip(COLUMNS, row, strict=True)) for row in csv.reader(text.splitlines())]
 
 
-def told(unit: Unit, type_: str, count: int = 1) -> list[dict[str, str]]:
-    """The events of a type, once there are so many."""
+def logged(unit: Unit, type_: str, count: int = 1) -> list[dict[str, str]]:
+    """Wait until `count` events of a type are in the log, and return them."""
     found: list[dict[str, str]] = []
 
-    def look() -> bool:
+    def enough() -> bool:
         found[:] = [event for event in events(unit) if event["type"] == type_]
         return len(found) >= count
 
-    eventually(look)
+    eventually(enough)
     assert len(found) == count
     return found
 
 
-def test_a_status_that_was_given_is_an_event_in_the_known_layout(unit: Unit) -> None:
+def test_each_returned_status_is_an_event_in_the_known_layout(unit: Unit) -> None:
     unit.start_server()
     unit.start_gateway()
     unit.http(headers={"X-Personium-RequestKey": "my-key"})
@@ -52,7 +52,7 @@ def test_a_status_that_was_given_is_an_event_in_the_known_layout(unit: Unit) -> 
     )
 
 
-def test_an_export_is_told_from_its_start_to_its_end(unit: Unit) -> None:
+def test_an_export_is_logged_from_its_start_to_its_end(unit: Unit) -> None:
     unit.start_server()
     unit.start_gateway()
     unit.http("POST", body=b'{"Name":"one"}', headers={"X-Personium-RequestKey": "the-start"})
@@ -61,27 +61,27 @@ def test_an_export_is_told_from_its_start_to_its_end(unit: Unit) -> None:
         claimed = exporter.must_claim()
         assert claimed.request_key == "the-start"
         exporter.report(claimed, 1, 42)
-        unit.http("HEAD", headers={"X-Personium-RequestKey": "a-look"})
+        unit.http("HEAD", headers={"X-Personium-RequestKey": "a-status"})
         exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
         exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
         unit.http("POST", body=b'{"Name":"two"}', headers={"X-Personium-RequestKey": "a-second"})
         exporter.finish(exporter.must_claim(), Outcome.RESULT_FAILED, Outcome.REASON_NO_SPACE)
-    [start, _] = told(unit, "cell.export.start", 2)
+    [start, _] = logged(unit, "cell.export.start", 2)
     assert (start["request_key"], start["info"], start["level"]) == ("the-start", "one", "[INFO ]")
-    [look] = told(unit, "cell.export.status")
-    assert (look["request_key"], look["info"]) == ("a-look", "exportation in progress 42% one")
-    [end] = told(unit, "cell.export")
+    [status] = logged(unit, "cell.export.status")
+    assert (status["request_key"], status["info"]) == ("a-status", "exportation in progress 42% one")
+    [end] = logged(unit, "cell.export")
     assert (end["request_key"], end["info"], end["level"]) == ("the-start", "one", "[INFO ]")
-    [failed] = told(unit, "cell.export.failed")
+    [failed] = logged(unit, "cell.export.failed")
     assert (failed["request_key"], failed["info"], failed["level"]) == ("a-second", "two NO_SPACE", "[ERROR]")
 
 
-def test_an_export_that_the_server_ends_is_told_too(unit: Unit) -> None:
+def test_an_export_that_the_server_ends_is_logged_too(unit: Unit) -> None:
     unit.start_server(CELLEXPORT_QUEUE_SECONDS="1")
     key = unit.begin("alone")
     assert key
-    [failed] = told(unit, "cell.export.failed")
-    [start] = told(unit, "cell.export.start")
+    [failed] = logged(unit, "cell.export.failed")
+    [start] = logged(unit, "cell.export.start")
     assert (failed["info"], failed["level"]) == ("alone QUEUE_TIMEOUT", "[WARN ]")
     assert failed["request_key"] == start["request_key"]
 
@@ -93,15 +93,15 @@ def test_refused_requests_are_not_in_it(unit: Unit) -> None:
     unit.http(path="/unknown/__export")
     unit.http("POST", body=b"{")
     unit.http()
-    assert len(told(unit, "cell.export.status")) == len(events(unit)) == 1
+    assert len(logged(unit, "cell.export.status")) == len(events(unit)) == 1
 
 
-def test_a_call_over_grpc_is_told_with_its_own_key(unit: Unit) -> None:
+def test_a_call_over_grpc_is_logged_with_its_own_key(unit: Unit) -> None:
     unit.start_server()
     with unit.channel() as channel:
         metadata = (*client.bearer(TOKEN), ("x-personium-requestkey", "over-grpc"))
         CellExportServiceStub(channel).GetCellExport(GetCellExportRequest(cell="demo"), metadata=metadata, timeout=60)
-    assert told(unit, "cell.export.status")[0]["request_key"] == "over-grpc"
+    assert logged(unit, "cell.export.status")[0]["request_key"] == "over-grpc"
 
 
 def test_it_can_be_turned_off_or_be_elsewhere(unit: Unit, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_it_can_be_turned_off_or_be_elsewhere(unit: Unit, tmp_path: Path) -> Non
     eventually(lambda: (tmp_path / "deep" / "events").read_text() or None)
 
 
-def test_what_was_told_before_the_end_is_written(unit: Unit) -> None:
+def test_events_before_the_shutdown_are_written(unit: Unit) -> None:
     server = unit.start_server()
     for _ in range(50):
         unit.get()
@@ -154,7 +154,7 @@ def test_a_full_queue_makes_callers_wait_and_drops_nothing(tmp_path: Path) -> No
         log = await EventLog.open(pipe)
         written = 0
         try:
-            # Nobody reads, so sooner or later somebody has to wait.
+            # No reader empties the pipe, so `write` has to wait at some point.
             async with asyncio.timeout(2):
                 while True:
                     await log.write(an_event(written))
@@ -177,7 +177,7 @@ def test_a_full_queue_makes_callers_wait_and_drops_nothing(tmp_path: Path) -> No
 
 
 def write_one_by_one(path: Path, count: int) -> None:
-    """Write so many events, each of them to the file before the next, into files of at most 1,500 bytes."""
+    """Write `count` events to files of at most 1,500 bytes, and flush after each event."""
 
     async def main() -> None:
         log = await EventLog.open(path, most_bytes=1500)
@@ -211,17 +211,17 @@ def test_a_file_that_can_not_be_put_aside_grows_on(tmp_path: Path) -> None:
     assert path.stat().st_size > 3000
 
 
-def test_a_file_that_was_removed_is_made_anew(unit: Unit) -> None:
+def test_a_removed_file_is_created_again(unit: Unit) -> None:
     unit.start_server()
     unit.get()
-    told(unit, "cell.export.status")
+    logged(unit, "cell.export.status")
     (unit.directory / "log" / "event.log").unlink()
     unit.get()
     eventually((unit.directory / "log" / "event.log").exists)
-    told(unit, "cell.export.status")
+    logged(unit, "cell.export.status")
 
 
-def test_a_full_disk_is_told_once_and_stops_nobody(unit: Unit) -> None:
+def test_a_full_disk_is_logged_once_and_fails_no_request(unit: Unit) -> None:
     server = unit.start_server(CELLEXPORT_EVENT_LOG="/dev/full")
     for _ in range(20):
         unit.get()

@@ -1,4 +1,4 @@
-"""The examples in other languages, run as the README says against the real programs."""
+"""The examples in each language, run against the real programs as the README describes."""
 
 import json
 import os
@@ -23,13 +23,13 @@ NODE = ROOT / "examples" / "node"
 PYTHON = ROOT / "examples" / "python" / "watch.py"
 SHELL = ROOT / "examples" / "shell"
 
-# Of the first test that needs them, the packages are a part.
+# The first test that needs the npm packages also installs them.
 pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(params=[pytest.param("node", marks=needs("npm")), "python"])
 def caller(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    """How to ask for a status, and how to watch, in one of the languages."""
+    """Return the commands of one language that get a status and that watch."""
     if request.param == "python":
         return {"status": [sys.executable, str(PYTHON)], "watch": [sys.executable, str(PYTHON)]}
     build = request.getfixturevalue("node")
@@ -50,7 +50,7 @@ def run(unit: Unit, *command: str | Path, token: str = TOKEN) -> subprocess.Comp
 
 @contextmanager
 def running(unit: Unit, output: Path, *command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that is at work as long as the context is open; what it prints and says is in `output`."""
+    """Run a program while the context is open, with its standard output and standard error in the file `output`."""
     with output.open("wb") as file, subprocess.Popen(command, env=variables(unit), stdout=file, stderr=file) as process:
         try:
             yield process
@@ -75,8 +75,8 @@ def test_npm_packages_are_pinned_by_hash_and_no_registry_is_named() -> None:
 
 
 def test_a_caller_branches_on_reasons(shared_unit: Unit, caller: dict[str, list[str]]) -> None:
-    told = run(shared_unit, *caller["status"], "demo")
-    assert (told.returncode, told.stdout.split()[-1]) == (0, "ready")
+    finished = run(shared_unit, *caller["status"], "demo")
+    assert (finished.returncode, finished.stdout.split()[-1]) == (0, "ready")
     unknown = run(shared_unit, *caller["status"], "nobody")
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert unknown.stderr.startswith("CELL_NOT_FOUND: ")
@@ -87,9 +87,9 @@ def test_a_caller_branches_on_reasons(shared_unit: Unit, caller: dict[str, list[
 
 def test_a_caller_without_a_token_says_so_in_one_sentence(shared_unit: Unit, caller: dict[str, list[str]]) -> None:
     for command in caller.values():
-        told = run(shared_unit, *command, "demo", token="")
-        assert (told.returncode, told.stdout) == (2, "")
-        assert re.fullmatch(r"TOKEN: is not set\..+\n", told.stderr)
+        finished = run(shared_unit, *command, "demo", token="")
+        assert (finished.returncode, finished.stdout) == (2, "")
+        assert re.fullmatch(r"TOKEN: is not set\..+\n", finished.stderr)
 
 
 NO_SERVER = "127.0.0.1:1"
@@ -139,16 +139,16 @@ def last_line(text: str) -> str:
         ),
     ],
 )
-def test_a_mistake_of_who_runs_a_caller_is_told_in_one_sentence(
+def test_a_callers_wrong_setting_is_reported_in_one_sentence(
     shared_unit: Unit, caller: dict[str, list[str]], tmp_path: Path, mistake: str, status: int, sentence: str
 ) -> None:
     authority = Authority(tmp_path, "authority")
     settings = mistake.format(ca=authority.file, key=authority.issue("client").key)
-    told = run(shared_unit, "env", *settings.split(" "), *caller["status"], "demo")
-    assert (told.returncode, told.stdout) == (status, "")
-    # grpc of Python logs how a handshake ended, too.
-    assert re.fullmatch(sentence, last_line(told.stderr)), told.stderr
-    assert status == 1 or told.stderr.count("\n") == 1
+    finished = run(shared_unit, "env", *settings.split(" "), *caller["status"], "demo")
+    assert (finished.returncode, finished.stdout) == (status, "")
+    # gRPC in Python also logs how a handshake ended.
+    assert re.fullmatch(sentence, last_line(finished.stderr)), finished.stderr
+    assert status == 1 or finished.stderr.count("\n") == 1
 
 
 @needs("npm")
@@ -165,27 +165,27 @@ def test_a_mistake_of_who_runs_a_caller_is_told_in_one_sentence(
         ),
     ],
 )
-def test_a_mistake_of_who_runs_the_exporter_in_node_is_told_in_one_sentence(
+def test_a_wrong_setting_of_the_node_exporter_is_reported_in_one_sentence(
     shared_unit: Unit, node: Path, tmp_path: Path, mistake: str, sentence: str
 ) -> None:
-    # Where a directory should be.
+    # A file in place of the snapshot directory.
     (tmp_path / "snapshots").touch()
-    told = run(shared_unit, "env", mistake.format(unit=tmp_path), "node", node / "exporter" / "main.js")
-    assert told.returncode == 2
-    assert re.fullmatch(sentence, last_line(told.stderr)), told.stderr
-    # Whatever else was said is of its log.
-    assert all(json.loads(line)["level"] == "info" for line in told.stderr.splitlines()[:-1])
+    finished = run(shared_unit, "env", mistake.format(unit=tmp_path), "node", node / "exporter" / "main.js")
+    assert finished.returncode == 2
+    assert re.fullmatch(sentence, last_line(finished.stderr)), finished.stderr
+    # All other lines are log lines.
+    assert all(json.loads(line)["level"] == "info" for line in finished.stderr.splitlines()[:-1])
 
 
 @needs("npm")
 @pytest.mark.parametrize("program", ["watch", "exporter/main"])
-def test_a_program_in_node_says_once_that_the_server_is_away_and_once_that_it_is_back(
+def test_a_node_program_logs_once_that_the_server_is_lost_and_once_that_it_is_back(
     unit: Unit, node: Path, tmp_path: Path, program: str
 ) -> None:
     output = tmp_path / "output"
     with running(unit, output, "node", node / f"{program}.js", "demo") as process:
         eventually(lambda: "could not be asked" in output.read_text())
-        # Meanwhile it goes on trying.
+        # The program retries meanwhile.
         unit.start_server()
         eventually(lambda: "the server answers again" in output.read_text())
         process.terminate()
@@ -212,8 +212,8 @@ def test_a_caller_speaks_tls_and_presents_a_certificate(
         "CELLEXPORT_GRPC_CLIENT_KEY": str(client.key),
         "CELLEXPORT_GRPC_SERVER_NAME": "export.example",
     }
-    told = run(unit, *caller["status"], "demo")
-    assert (told.returncode, told.stdout.split()[-1]) == (0, "ready"), told.stderr
+    finished = run(unit, *caller["status"], "demo")
+    assert (finished.returncode, finished.stdout.split()[-1]) == (0, "ready"), finished.stderr
 
 
 def test_a_watch_goes_on_after_a_killed_server_and_ends_when_the_cell_is_ready(
@@ -230,17 +230,17 @@ def test_a_watch_goes_on_after_a_killed_server_and_ends_when_the_cell_is_ready(
         assert watch.wait(30) == 0
     seen = re.findall(r"^([0-9]+) (\w+)", output.read_text(), re.MULTILINE)
     revisions = [int(revision) for revision, _ in seen]
-    assert revisions == sorted(set(revisions)), "something was sent twice"
+    assert revisions == sorted(set(revisions)), "a revision was printed twice"
     assert seen[-1][1] == "ready"
     assert "RESULT_SUCCEEDED REASON_UNSPECIFIED one" in output.read_text()
 
 
 @needs("curl")
-def test_the_shell_script_starts_an_export_and_waits_where_it_is_told_to(unit: Unit, tmp_path: Path) -> None:
+def test_the_shell_script_starts_an_export_and_waits_as_the_gateway_asks(unit: Unit, tmp_path: Path) -> None:
     unit.start_gateway()
     output = tmp_path / "export"
     with running(unit, output, SHELL / "export.sh", "demo", "one") as script:
-        # No server yet: the gateway says when to come again.
+        # No server runs yet, so the gateway answers with Retry-After.
         eventually(lambda: re.search("PR503-SV-0002.*: again in [0-9]+ s", output.read_text()))
         unit.start_server()
         unit.start_exporter()
@@ -305,10 +305,10 @@ def test_the_shell_script_watches_without_a_copy_of_the_contract(unit: Unit) -> 
 
 def test_the_shell_script_that_watches_says_that_no_server_was_reached(unit: Unit) -> None:
     buf = Path(sys.executable).parent / "buf"
-    told = run(unit, "env", f"BUF={buf}", SHELL / "watch.sh", "demo")
-    assert (told.returncode, told.stdout) == (1, "")
+    finished = run(unit, "env", f"BUF={buf}", SHELL / "watch.sh", "demo")
+    assert (finished.returncode, finished.stdout) == (1, "")
     assert re.fullmatch(
-        f"{target(unit)} could not be asked: see that the server runs there, without TLS, .+\n", told.stderr
+        f"{target(unit)} could not be asked: see that the server runs there, without TLS, .+\n", finished.stderr
     )
 
 
@@ -333,7 +333,7 @@ def test_the_exporter_in_node_makes_the_snapshot_that_the_bundled_one_makes(
     with node_exporter(unit, node, tmp_path / "exporter") as process:
         unit.begin("theirs")
         assert unit.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
-        # A name that is taken is not taken away.
+        # The name of an existing snapshot is refused.
         with pytest.raises(grpc.RpcError):
             unit.begin("theirs")
         process.terminate()
@@ -351,7 +351,7 @@ def test_the_exporter_in_node_makes_the_snapshot_that_the_bundled_one_makes(
 
 
 def listed(path: Path) -> dict[str, dict[str, object]]:
-    """What the list of a snapshot says, but for the time when what every snapshot has was made."""
+    """Return the entries of a snapshot's list by name, with modification times for the cell's own files only."""
     _, lines = snapshots.read(path)
     return {
         line["name"]: line if "mtime" in line and line["name"].startswith("20_") else line | {"mtime": None}
@@ -360,13 +360,13 @@ def listed(path: Path) -> dict[str, dict[str, object]]:
 
 
 def add_large_file(unit: Unit, size: int = 8 * 1024**3) -> None:
-    """A file that takes long to read, and no room: all of it is a hole."""
+    """Add a sparse file, which takes long to read and needs no disk space."""
     with (unit.directory / "cells" / "demo" / "webdav" / "large.bin").open("wb") as file:
         file.truncate(size)
 
 
 def begun(unit: Unit) -> Path | None:
-    """The part that is being written."""
+    """Return the part of export `one`, once it has content."""
     return next((path for path in unit.snapshots.glob("demo/one.*.part") if path.stat().st_size > 0), None)
 
 
@@ -415,7 +415,7 @@ def test_an_exporter_in_node_that_was_given_up_on_publishes_nothing(unit: Unit, 
 
 
 @needs("npm")
-def test_an_exporter_in_node_goes_on_without_the_server_and_publishes_when_it_is_heard_again(
+def test_the_node_exporter_goes_on_without_the_server_and_publishes_after_its_return(
     unit: Unit, node: Path, tmp_path: Path
 ) -> None:
     size = 256 * 1024**2

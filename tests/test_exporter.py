@@ -1,4 +1,4 @@
-"""The bundled exporter on real trees, judged by the snapshots and notes that it leaves."""
+"""The bundled exporter on real trees, checked by the snapshots and notes that it writes."""
 
 import hashlib
 import json
@@ -51,17 +51,17 @@ def test_a_real_tree_is_exported_whole_and_each_percent_is_true(unit: Unit, tmp_
     target = unit.snapshots / "demo" / "library.zip"
     seen: list[str] = []
 
-    def look() -> bool:
-        there = target.exists()
+    def is_ready() -> bool:
+        published = target.exists()
         body = unit.http().json()
         if body == {"status": "ready"}:
             return True
         assert body["exportation_name"] == "library"
         seen.append(body["progress"])
-        assert not (there and body["progress"] == "100%")
+        assert not (published and body["progress"] == "100%")
         return False
 
-    eventually(look, within=200)
+    eventually(is_ready, within=200)
     assert all(re.fullmatch(r"[0-9]{1,2}%", progress) for progress in seen)
     percents = [int(progress[:-1]) for progress in seen]
     assert percents == sorted(percents)
@@ -151,7 +151,7 @@ def test_odd_names_and_dates_survive(unit: Unit) -> None:
         b"a%5Cb", b"a\\b", b"\xed\xa0\x80", b"trailing. ", b"C:x", b"\xf0\x9f\x98\x80", b" ", b"...",
     ]  # fmt: skip
     for name in odd:
-        with open(os.path.join(webdav, name), "wb") as file:  # noqa: PTH118, PTH123 - names that are no text
+        with open(os.path.join(webdav, name), "wb") as file:  # noqa: PTH118, PTH123 - names that are not valid text
             file.write(b"of " + name)
     os.utime(os.path.join(webdav, b"CASE"), (0, -86400))  # noqa: PTH118
     os.utime(os.path.join(webdav, b"case"), (0, 5_000_000_000))  # noqa: PTH118
@@ -174,17 +174,17 @@ def test_a_file_of_two_gigabytes_shows_progress_and_needs_no_more_memory(unit: U
     with (unit.directory / "cells" / "demo" / "webdav" / "huge").open("wb") as huge:
         huge.truncate(2 * 1024**3 + 1)
     unit.start_server()
-    # All that it may have at all, threads and libraries with it, is less than the file.
+    # The exporter's address space, threads and libraries included, is smaller than the file.
     exporter = unit.start_exporter("prlimit", f"--as={2 * 1024**3}")
     unit.begin("huge")
     seen: set[int] = set()
 
-    def look() -> bool:
+    def is_ready() -> bool:
         status = unit.get()
         seen.add(status.exportation.progress_percent)
         return status.state == CellExport.STATE_READY
 
-    eventually(look, within=200)
+    eventually(is_ready, within=200)
     assert exporter.peak_memory() < 150 * 1024 * 1024
     assert len(seen) > 10
     assert unit.get().last_outcome.result == Outcome.RESULT_SUCCEEDED
@@ -224,7 +224,7 @@ def test_a_name_that_appears_meanwhile_is_left_as_it_is(unit: Unit) -> None:
 def test_what_cannot_be_read_fails_the_export_and_says_so(unit: Unit) -> None:
     (unit.directory / "cells" / "demo" / "webdav" / "hello.txt").chmod(0)
     unit.start_server()
-    # Root, but without its right to read what it may not.
+    # Root without the capabilities that let it read any file.
     unit.start_exporter("setpriv", "--bounding-set=-dac_override,-dac_read_search")
     unit.begin("unreadable")
     assert unit.wait_until_ready().last_outcome.reason == Outcome.REASON_SOURCE_UNREADABLE

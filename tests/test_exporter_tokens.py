@@ -1,4 +1,4 @@
-"""Who may export: the master token, or a JWT with the exporters' scope; and a lease is its taker's alone."""
+"""The tokens that may export: the master token, and JWTs with the exporters' scope. A lease belongs to its claimer."""
 
 import os
 import time
@@ -24,7 +24,7 @@ def issuer(tmp_path: Path) -> Issuer:
 
 @pytest.fixture
 def mesh(unit: Unit, issuer: Issuer) -> Unit:
-    """A unit whose server knows every kind of token."""
+    """Return a unit whose server accepts every kind of token."""
     (unit.directory / "cells/demo/cell.toml").write_text(ACCESS_FILE)
     unit.lease_seconds = 5
     unit.start_server(CELLEXPORT_UNIT_SECRET=SECRET, **issuer.settings)
@@ -32,7 +32,7 @@ def mesh(unit: Unit, issuer: Issuer) -> Unit:
 
 
 def renew(file: Path, issuer: Issuer, seconds: int) -> None:
-    """Put a token into the file that is good for so long, the leeway included."""
+    """Write a token to the file that expires after `seconds`, the leeway of 30 seconds included."""
     fresh = file.with_suffix(".new")
     fresh.write_text(issuer.token(aud=UNIT_URL, scope=REPORT, exp=int(time.time()) - 30 + seconds) + "\n")
     fresh.rename(file)
@@ -47,9 +47,9 @@ def reason(error: pytest.ExceptionInfo[grpc.RpcError]) -> str:
 def test_a_jwt_with_the_scope_claims_reports_and_finishes(mesh: Unit, issuer: Issuer) -> None:
     mesh.begin()
     with mesh.channel() as channel:
-        # Another token each time, of the same caller.
+        # Each call brings another token of the same caller.
         claimed = HandExporter(channel, issuer.token(aud=UNIT_URL, scope=REPORT)).must_claim()
-        # To report, a token for the cell will do.
+        # A token for the cell is enough to report.
         HandExporter(channel, issuer.token(scope=f"x {REPORT}", jti="2")).report(claimed, 1, 50)
         assert mesh.get().exportation.progress_percent == 50
         last = HandExporter(channel, issuer.token(aud=UNIT_URL, scope=f"{REPORT} root"))
@@ -62,7 +62,7 @@ def test_nobody_else_may(mesh: Unit, issuer: Issuer) -> None:
     refused = {
         issuer.token(aud=UNIT_URL): "SCOPE_INSUFFICIENT",
         issuer.token(aud=UNIT_URL, scope=None): "SCOPE_INSUFFICIENT",
-        # A claim is of the whole unit's work.
+        # A claim needs a token for the whole unit.
         issuer.token(scope=REPORT): "TOKEN_INVALID",
         resident(): "TOKEN_INVALID",
         local("AU~", fields("6", issuer=UNIT_URL, scope=REPORT), issuer=UNIT_URL): "PRIVILEGE_LACKING",
@@ -76,7 +76,7 @@ def test_nobody_else_may(mesh: Unit, issuer: Issuer) -> None:
         refused = {
             issuer.token(): "SCOPE_INSUFFICIENT",
             issuer.token(aud=f"{UNIT_URL}other/", scope=REPORT): "TOKEN_INVALID",
-            # Whatever the cell's access list says of it.
+            # No right in the cell's access list allows reports.
             resident(scope=f"root {REPORT}"): "PRIVILEGE_LACKING",
             resident("gone"): "PRIVILEGE_LACKING",
             older("AA~"): "PRIVILEGE_LACKING",
@@ -124,7 +124,7 @@ def test_a_claim_is_repeated_by_its_taker_only(mesh: Unit, issuer: Issuer) -> No
 
 
 def test_a_long_call_ends_when_its_token_does(mesh: Unit, issuer: Issuer) -> None:
-    # The leeway is 30 seconds.
+    # With the leeway of 30 seconds, the token expires in 3 seconds.
     exp = int(time.time()) - 27
     with mesh.channel() as channel:
         exporter = HandExporter(channel, issuer.token(aud=UNIT_URL, scope=REPORT, exp=exp))
@@ -134,7 +134,7 @@ def test_a_long_call_ends_when_its_token_does(mesh: Unit, issuer: Issuer) -> Non
         assert reason(raised) == "TOKEN_EXPIRED"
         assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
         assert steady() - started < 6
-        # Nothing was given to it on its way out.
+        # The ended call has not taken the next export.
         mesh.begin()
         assert HandExporter(channel).claim() is not None
 
@@ -170,11 +170,11 @@ def test_a_token_that_ends_in_mid_export_costs_nothing_if_another_follows(mesh: 
     exporter = mesh.start_exporter(CELLEXPORT_MASTER_TOKEN="", CELLEXPORT_EXPORTER_TOKEN_FILE=str(file))
     mesh.begin()
     exporter.wait_for_log("the server takes no reports: trying again")
-    # Half of one, as a file that is written in place has it for a moment.
+    # Half a token, as in a file that is being written in place.
     file.write_text(file.read_text()[:100])
     assert mesh.get().state == CellExport.STATE_EXPORTING
     renew(file, issuer, 60)
     exporter.wait_for_log("the server takes reports again")
-    # More than a gigabyte: a busy machine takes its time.
+    # The export is larger than a gigabyte, which takes long on a busy machine.
     assert mesh.wait_until_ready(within=100).last_outcome.result == Outcome.RESULT_SUCCEEDED
     eventually(lambda: (mesh.snapshots / "demo").exists())

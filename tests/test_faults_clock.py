@@ -1,6 +1,6 @@
-"""Time under faults: the server's wall clock jumps while an export runs, and a report comes far too late.
+"""Time under faults: the server's wall clock jumps while an export runs, and a report arrives far too late.
 
-Leases are on a clock that doesn't jump; tokens are judged by the one that does.
+Leases are measured on the monotonic clock, which doesn't jump. Tokens are judged by the wall clock, which does.
 """
 
 import functools
@@ -21,7 +21,7 @@ from tokens import ACCESS_FILE, SECRET, resident, verdict
 from unit import HandExporter, Unit, eventually, needs
 
 HOUR = 3600
-# What `faketime` has a program load. To start `faketime` would leave the server running when that is killed.
+# The library that `faketime` preloads. The `faketime` command itself would leave the server running when it is killed.
 LIBRARY = "/usr/$LIB/faketime/libfaketime.so.1"
 JUMPS = pytest.mark.parametrize("seconds", [HOUR, -HOUR], ids=["ahead", "back"])
 
@@ -30,7 +30,7 @@ SetClock = Callable[[int], None]
 
 @pytest.fixture
 def set_clock(unit: Unit, tmp_path: Path) -> Iterator[SetClock]:
-    """Start a server, and set its wall clock by as many seconds from the true time."""
+    """Start a server, and yield a function that sets its wall clock to this many seconds from the true time."""
     offset = tmp_path / "offset"
     offset.write_text("+0")
     server = unit.start_server(
@@ -47,12 +47,12 @@ def set_clock(unit: Unit, tmp_path: Path) -> Iterator[SetClock]:
         fresh.replace(offset)
 
     yield set_clock
-    # Not killed: the library puts away what it shares when its program ends.
+    # Terminate, don't kill: the library removes its shared memory when its program ends.
     server.terminate()
 
 
 def ahead(status: CellExport) -> float:
-    """By how much the server's clock went before ours when it last changed a status."""
+    """Return the seconds by which the server's clock was ahead of ours when it last changed the status."""
     return status.update_time.ToNanoseconds() / 1e9 - time.time()
 
 
@@ -70,7 +70,7 @@ def test_a_living_exporter_keeps_its_export_whatever_the_clock_says(
         set_clock(seconds)
         jumped = time.monotonic()
         sequence = 1
-        # Longer than the lease, in which it would have been given up on.
+        # Longer than the lease, after which a silent exporter's export is ended.
         while time.monotonic() - jumped < 1.5 * unit.lease_seconds:
             sequence += 1
             exporter.report(claimed, sequence, sequence, 1000)
@@ -94,11 +94,11 @@ def test_a_dead_exporter_is_given_up_on_within_its_lease_whatever_the_clock_says
         claimed = exporter.must_claim()
         set_clock(seconds)
         exporter.report(claimed, 1, 10)
-        heard = time.monotonic()
+        reported = time.monotonic()
         assert abs(ahead(unit.get()) - seconds) < HOUR / 2
-        while time.monotonic() - heard < unit.lease_seconds * 0.8:
+        while time.monotonic() - reported < unit.lease_seconds * 0.8:
             assert unit.get().state == CellExport.STATE_EXPORTING
-        # How soon is for other tests to say: what counts here is that it isn't an hour.
+        # Other tests check the exact time. Here the clock's jump of an hour must not count.
         status = unit.wait_until_ready(within=30)
         assert status.last_outcome.reason == Outcome.REASON_LEASE_EXPIRED
 
@@ -118,7 +118,7 @@ def test_tokens_are_judged_by_the_wall_clock(unit: Unit, set_clock: SetClock) ->
 
 
 @pytest.mark.fault("F53")
-def test_a_report_that_was_under_way_for_longer_than_the_lease_is_refused_and_changes_nothing(unit: Unit) -> None:
+def test_a_report_that_arrives_after_its_lease_is_refused_and_changes_nothing(unit: Unit) -> None:
     unit.start_server()
     unit.begin()
     with (
@@ -144,7 +144,7 @@ def test_a_report_that_was_under_way_for_longer_than_the_lease_is_refused_and_ch
             info = client.error_info(error.value)
             assert info is not None
             assert info.reason == "LEASE_LOST"
-        # Nor does it speak for the export that follows.
+        # The old lease is not valid for the next export either.
         unit.begin()
         next_one = exporter.must_claim()
         with unchanged(unit), pytest.raises(grpc.RpcError):

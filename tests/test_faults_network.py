@@ -1,4 +1,4 @@
-"""Networks that are late, slow, silent or cut: what callers see over both doors, and what must hold after."""
+"""Networks that are late, slow, silent or cut: answers over HTTP and gRPC, and the state afterwards."""
 
 import json
 import socket
@@ -23,7 +23,7 @@ from chaosproxy import ChaosProxy
 from oracle import Oracle
 from unit import TOKEN, Answer, HandExporter, Unit, answered, eventually, needs, needs_root, request
 
-# Within how many seconds a request is answered, whatever happens.
+# Every request is answered within this many seconds, whatever happens.
 IN_TIME = 3.0
 READY = (200, {"status": "ready"})
 AWAY = (503, "PR503-SV-0002")
@@ -32,7 +32,7 @@ LATE = (504, "PR504-SV-0001")
 
 @pytest.fixture
 def proxy(unit: Unit) -> Iterator[ChaosProxy]:
-    """What is between gateway and server, which both run and have spoken to each other."""
+    """Yield a proxy between a gateway and a server that run and are connected through it."""
     unit.start_server()
     with ChaosProxy(unit.grpc_port) as proxy:
         unit.start_gateway(CELLEXPORT_GRPC_TARGET=f"127.0.0.1:{proxy.port}")
@@ -41,7 +41,7 @@ def proxy(unit: Unit) -> Iterator[ChaosProxy]:
 
 
 def warm(unit: Unit, proxy: ChaosProxy) -> None:
-    """Let the gateway start all the threads that it ever has, which it does when they are needed at once."""
+    """Make the gateway start all its threads: it starts them only when requests need them at once."""
     proxy.latency = 0.3
     with ThreadPoolExecutor(40) as clients:
         assert list(clients.map(lambda _: outcome(unit.http()), range(40))) == [READY] * 40
@@ -49,19 +49,19 @@ def warm(unit: Unit, proxy: ChaosProxy) -> None:
 
 
 def timed(unit: Unit) -> tuple[float, Answer]:
-    """Return how long the answer took on the steady clock, and the answer."""
+    """Request the status; return the seconds that the answer took on the steady clock, and the answer."""
     begun = steady()
     answer = unit.http()
     return steady() - begun, answer
 
 
 def outcome(answer: Answer) -> tuple[int, object]:
-    """The status and, of a 200, the whole body, else the code. A body that is cut short is an error."""
+    """Return the HTTP status with the whole body of a 200, or with the code of an error. A body cut short raises."""
     return answer.status, answer.json() if answer.status == 200 else answer.code
 
 
 def quiet(unit: Unit) -> bool:
-    """Whether no program has logged an error or a trace."""
+    """Return whether no program has logged an error or a traceback."""
     return not any(
         line["level"] in ("error", "critical") or "trace" in line
         for program in unit.programs
@@ -90,7 +90,7 @@ def test_a_server_that_is_slow_to_greet_is_reached_all_the_same(unit: Unit, prox
         proxy.latency = 0.7
         proxy.reset_all()
         seconds, answer = timed(unit)
-        # Slower than it should be, and not away.
+        # The server is slow, and not unavailable.
         assert outcome(answer) in (READY, LATE)
         assert seconds < IN_TIME
         eventually(lambda: outcome(unit.http()) == READY)
@@ -114,7 +114,7 @@ def test_a_thousand_calls_whose_deadline_passes_are_stopped_in_the_server_too(un
             codes |= {call.code() for call in calls}
         assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
         started = unit.begin()
-        # Any of the thousand that still waited would have been given it.
+        # If one of the thousand calls still waited, it would have taken this export.
         claimed = exporter.must_claim()
         assert claimed.lease.epoch == started.revision + 1
         exporter.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_INTERNAL)
@@ -144,10 +144,10 @@ def test_a_status_whose_answer_is_cut_anywhere_is_asked_for_again(unit: Unit, pr
             seconds, answer = timed(unit)
             assert outcome(answer) == READY, count
             assert seconds < IN_TIME, count
-            # What the server sends besides may be what was cut: let that be over before the next.
+            # The cut may have hit other traffic of the server: remove it before the next round.
             proxy.cut_next(None)
             assert outcome(unit.http()) == READY
-    # An answer is shorter than the longest cut, but not much.
+    # Most of the cuts hit: an answer is only slightly shorter than the longest cut.
     assert proxy.resets > 100
     assert quiet(unit)
 
@@ -198,7 +198,7 @@ def test_a_start_whose_answer_is_cut_is_not_asked_for_again(unit: Unit, proxy: C
     with Oracle(unit, exporter=False):
         proxy.cut_next(0)
         answer = unit.http("POST", body=b'{"Name":"once"}')
-        # It may have been done, and so may not be done again; asking for the status tells.
+        # The start may have been executed, so it must not be repeated. The status shows whether it was.
         assert outcome(answer) == AWAY
         assert unit.get().exportation.name == "once"
 
@@ -226,7 +226,7 @@ def test_clients_that_go_away_meanwhile_leave_nothing_behind(unit: Unit, proxy: 
         for _ in range(32):
             with socket.create_connection(("127.0.0.1", unit.http_port), 5) as gone:
                 gone.sendall(request("GET /demo/__export", f"Authorization: Bearer {TOKEN}"))
-        # Behind them all: a thread is taken for as long as a call may last, and not longer.
+        # This request waits behind all others: each occupies a thread for no longer than a call may last.
         seconds, answer = timed(unit)
         assert outcome(answer) == LATE
         assert seconds < 2 * IN_TIME
@@ -250,7 +250,7 @@ def test_a_slow_link_is_fast_enough(unit: Unit, proxy: ChaosProxy) -> None:
 
 @contextmanager
 def slow_network() -> Iterator[list[str]]:
-    """The words of a command line that put a program into a network of its own, in which all goes at 64 kbit/s."""
+    """Yield the command prefix that runs a program in a network namespace of its own, limited to 64 kbit/s."""
     shape = "tc qdisc add dev lo root tbf rate 64kbit burst 3000 latency 400ms"
     keeper = subprocess.Popen(["unshare", "-n", "sh", "-c", f"ip link set lo up mtu 1500 && {shape} && exec sleep 120"])
     inside = ["nsenter", f"--net=/proc/{keeper.pid}/ns/net"]

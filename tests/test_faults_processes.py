@@ -1,4 +1,4 @@
-"""Programs that are killed, paused, ended, starved or forked: what callers see, and what must hold after."""
+"""Programs that are killed, paused, shut down, short of memory or forked: their answers, and the state afterwards."""
 
 import functools
 import http.client
@@ -30,9 +30,9 @@ from cellexport.v1.exporter_pb2 import ClaimExportRequest, ClaimExportResponse, 
 from oracle import Oracle, unchanged, use
 from unit import ROOT, TOKEN, HandExporter, Program, Unit, accepts, answered, eventually, free_port, needs, needs_root
 
-# Within how many seconds a request is answered, whatever happens.
+# Every request is answered within this many seconds, whatever happens.
 IN_TIME = 3.0
-# How long a server that was told to end may take.
+# The longest time that a shutdown may take, in seconds.
 GRACE = 10.0
 
 
@@ -45,7 +45,7 @@ def files(unit: Unit) -> list[str]:
     return sorted(path.name for path in (unit.snapshots / "demo").iterdir())
 
 
-# A server that is killed.
+# Killed servers.
 
 
 @pytest.mark.fault("F01")
@@ -77,18 +77,18 @@ def test_calls_to_a_killed_server_end_at_once_and_requests_in_time(unit: Unit) -
 
 @pytest.mark.fault("F01")
 @pytest.mark.long
-def test_an_exporter_that_is_not_heard_tries_again_at_moments_that_nobody_can_foresee(unit: Unit) -> None:
+def test_an_exporter_retries_reports_after_random_pauses(unit: Unit) -> None:
     make_large(unit, 50 * 1024**3)
     server = unit.start_server()
     unit.start_exporter()
     unit.begin()
     eventually(lambda: unit.get().exportation.bytes_done > 0)
-    # A server whose store is gone refuses every report at once, and says so in its log.
+    # A server without its store refuses every report at once, and logs the refusal.
     (unit.directory / "export.db").unlink()
     eventually(lambda: len(refused_reports(server)) > 20, within=40)
     pauses = [later - earlier for earlier, later in itertools.pairwise(refused_reports(server))]
-    # Half a second, by half of it more or less, and a fifth. A busy machine makes pauses longer, and never shorter: so
-    # it is the short ones that tell.
+    # A pause is 0.25 to 0.75 seconds plus 0.2 seconds. A busy machine makes pauses longer and never shorter, so check
+    # only the shortest.
     assert 0.4 < min(pauses) < 0.65
 
 
@@ -97,7 +97,7 @@ def refused_reports(server: Program) -> list[float]:
     return [datetime.fromisoformat(line["time"]).timestamp() for line in lines]
 
 
-# An exporter that is killed.
+# Killed exporters.
 
 
 @pytest.mark.fault("F02")
@@ -106,12 +106,12 @@ def refused_reports(server: Program) -> list[float]:
 def test_an_exporter_that_is_killed_at_any_moment_leaves_a_whole_snapshot_or_none(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         counts = list(pool.map(lambda seed: _kill_exporters(tmp_path / str(seed), seed), range(4)))
-    # Else the moments were no moments of an export.
+    # Enough of the kills must have hit a running export.
     assert sum(counts) > 20
 
 
 def _kill_exporters(directory: Path, seed: int) -> int:
-    """Kill 25 exporters, one after the other; how many exports that has interrupted."""
+    """Kill 25 exporters, one after the other, and return the number of interrupted exports."""
     moments = random.Random(seed)
     interrupted = 0
     directory.mkdir()
@@ -142,7 +142,7 @@ def _kill_exporters(directory: Path, seed: int) -> int:
 
 
 def _export(unit: Unit, name: str) -> float:
-    """Do an export that nobody disturbs, and return how long it took."""
+    """Run an export undisturbed, and return its duration in seconds."""
     begun = time.monotonic()
     unit.begin(name)
     assert unit.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
@@ -150,25 +150,25 @@ def _export(unit: Unit, name: str) -> float:
 
 
 def _wait_for_the_end(unit: Unit) -> Outcome:
-    """How the export ends whose exporter was just killed. One that was not claimed yet is done by the next exporter."""
+    """Return the outcome of an export whose exporter was killed. The next exporter runs a queued export."""
     killed = steady()
     seen = set()
 
-    def look() -> Outcome | None:
+    def ended() -> Outcome | None:
         status = unit.get()
         seen.add(status.exportation.progress_percent)
         return status.last_outcome if status.state == CellExport.STATE_READY else None
 
-    outcome = eventually(look)
+    outcome = eventually(ended)
     if outcome.result == Outcome.RESULT_INTERRUPTED:
         assert outcome.reason == Outcome.REASON_LEASE_EXPIRED
         assert steady() - killed < unit.lease_seconds + 2
-        # The progress of the dead stands still; only its last report may still have been on its way. 0 is the end.
+        # A dead exporter makes no progress; only its last report may have been in transit. 0 is from after the end.
         assert len(seen - {0}) <= 2
     return outcome
 
 
-# A gateway that is killed, or comes first.
+# Killed gateways.
 
 
 @pytest.mark.fault("F04")
@@ -195,7 +195,7 @@ def _store(unit: Unit) -> dict[str, bytes]:
 
 @contextmanager
 def _load(unit: Unit) -> Iterator[list[int | str]]:
-    """Fifty requests a second over five connections that are kept; what came of them, in order."""
+    """Send fifty requests a second over five kept-alive connections, and yield the results in order."""
     results: list[int | str] = []
     over = threading.Event()
 
@@ -222,7 +222,7 @@ def _load(unit: Unit) -> Iterator[list[int | str]]:
             thread.join()
 
 
-# A server that is paused.
+# Paused servers.
 
 
 @pytest.mark.fault("F06")
@@ -256,11 +256,11 @@ def test_what_nobody_waits_for_any_more_is_not_done_after_a_pause(unit: Unit) ->
         threading.Event().wait(20 - (time.monotonic() - stopped))
         server.signal(signal.SIGCONT)
         eventually(lambda: unit.http().status == 200)
-        # Long enough for whatever was still to be done.
+        # Give the server time for every call that was still open.
         threading.Event().wait(1)
         assert unit.get() == before
         assert not any(unit.get(cell).HasField("update_time") for cell in ("other", "third"))
-        # The pause was not the exporter's: its lease goes on.
+        # The server's pause does not count: the exporter keeps its lease.
         exporter.report(claimed, 3, 60)
         assert unit.get().exportation.progress_percent == 60
         exporter.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_INTERNAL)
@@ -276,13 +276,13 @@ def _expect_deadline(seconds: float, call: Callable[[], object]) -> None:
     assert took_steady < seconds + 0.5
 
 
-# Programs that are told to end.
+# Programs that shut down.
 
 
 @pytest.mark.fault("F08")
 @needs_root
 @needs("strace")
-def test_a_server_that_is_told_to_end_answers_what_it_has_begun_and_sends_waiters_away(unit: Unit) -> None:
+def test_a_server_that_shuts_down_answers_open_calls_and_ends_waiting_calls(unit: Unit) -> None:
     unit.add_cell("other")
     server = unit.start_server()
     unit.start_gateway()
@@ -304,15 +304,15 @@ def test_a_server_that_is_told_to_end_answers_what_it_has_begun_and_sends_waiter
             start = pool.submit(unit.http, "POST", "/other/__export")
             eventually(lambda: syncs() > 0)
             report = pool.submit(exporter.report, claimed, 1, 70)
-            # Long enough to be there, and shorter than the disk takes.
+            # Long enough for the report to arrive, and shorter than a sync.
             threading.Event().wait(0.4)
             server.signal(signal.SIGTERM)
-            told = steady()
+            signalled = steady()
             assert {_reason(call) for call in waiting} == {("UNAVAILABLE", "SERVER_SHUTDOWN")}
-            assert steady() - told < GRACE
+            assert steady() - signalled < GRACE
             assert server.process.wait(60) == 0
-            assert steady() - told < GRACE + 1
-        # Both were in the middle when the server was told to end.
+            assert steady() - signalled < GRACE + 1
+        # Both calls were open when the server was asked to shut down.
         report.result()
         assert start.result().status == 202
         with pytest.raises(grpc.RpcError) as raised:
@@ -328,7 +328,7 @@ def test_a_server_that_is_told_to_end_answers_what_it_has_begun_and_sends_waiter
 
 @contextmanager
 def _slow_disk(server: Program, output: Path) -> Iterator[Callable[[], int]]:
-    """Make each sync of a server's take a second; how many were begun."""
+    """Make each sync of a server take a second, and yield a function that counts the syncs begun."""
     inject = "inject=fsync,fdatasync:delay_enter=1000000"
     command = ["strace", "-f", "-p", str(server.process.pid), "-e", "trace=fsync,fdatasync", "-e", inject]
     with output.open("wb") as file:
@@ -349,7 +349,7 @@ def _reason(call: "grpc._CallFuture[ClaimExportResponse]") -> tuple[str, str]:
 
 
 @pytest.mark.fault("F09")
-def test_an_exporter_that_is_told_to_end_gives_its_export_back_at_once(unit: Unit) -> None:
+def test_an_exporter_that_shuts_down_gives_its_export_back_at_once(unit: Unit) -> None:
     make_large(unit, 300 * 1024**2)
     unit.start_server()
     unit.start_gateway()
@@ -359,10 +359,10 @@ def test_an_exporter_that_is_told_to_end_gives_its_export_back_at_once(unit: Uni
         unit.begin("cut")
         eventually(lambda: unit.get().exportation.progress_percent >= 40)
         exporter.signal(signal.SIGTERM)
-        told = steady()
+        signalled = steady()
         eventually(lambda: unit.status() == {"status": "ready"}, within=2)
         assert exporter.process.wait(60) == 0
-        assert steady() - told < GRACE
+        assert steady() - signalled < GRACE
         outcome = unit.get().last_outcome
         assert (outcome.result, outcome.reason) == (Outcome.RESULT_INTERRUPTED, Outcome.REASON_SHUTDOWN)
         assert files(unit) == ["cut.error"]
@@ -370,7 +370,7 @@ def test_an_exporter_that_is_told_to_end_gives_its_export_back_at_once(unit: Uni
         assert note["message"]["value"] == "Cell export was interrupted. [SHUTDOWN]"
 
 
-# Too little memory.
+# Exporters without memory.
 
 
 @pytest.mark.fault("F12")
@@ -383,13 +383,13 @@ def test_an_exporter_without_memory_ends_its_export_in_time_and_leaves_nothing_h
     match = re.search(r"VmSize:\s+(\d+) kB", Path(f"/proc/{exporter.process.pid}/status").read_text())
     assert match
     with Oracle(unit):
-        # What it has it may keep, and nothing more.
+        # The exporter keeps its memory and gets no more.
         limit = f"--as={int(match[1]) * 1024}"
         subprocess.run(["prlimit", "--pid", str(exporter.process.pid), limit], check=True)
         unit.begin("tight")
         eventually(lambda: unit.status() == {"status": "ready"}, within=unit.lease_seconds + 2)
         outcome = unit.get().last_outcome
-        # Whether the last byte was missed in a place where the exporter could still say so, or not.
+        # The exporter may or may not have had the memory left to report its failure.
         assert outcome.result in (Outcome.RESULT_FAILED, Outcome.RESULT_INTERRUPTED)
         exporter.kill()
         unit.start_exporter()
@@ -399,7 +399,7 @@ def test_an_exporter_without_memory_ends_its_export_in_time_and_leaves_nothing_h
         assert files(unit) == ["tight.zip"]
 
 
-# An application that is forked.
+# Forked applications.
 
 
 @pytest.mark.fault("F15")

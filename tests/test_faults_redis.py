@@ -1,4 +1,4 @@
-"""A Redis that is paused, killed, emptied, replaced by a replica, full, locked or loading, under real programs."""
+"""Redis paused, killed, emptied, replaced by a replica, full, locked or loading, under the real programs."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ from unit import HandExporter, Unit, answered, eventually, free_port, meanwhile,
 pytestmark = [needs("redis-server"), pytest.mark.timeout(120)]
 
 LARGE = 700 * 1024**2
-# A store operation is over within a second, and an answer half a second after that.
+# A store operation ends within a second, and its answer follows within half a second.
 STORE_SECONDS = 1.5
 
 
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def unit(unit: Unit, store: RedisServer) -> Unit:
-    """A unit whose store is Redis, settled."""
+    """Return a unit with a server and a gateway, whose store is a settled Redis."""
     use(unit, store)
     unit.start_server()
     unit.start_gateway()
@@ -52,7 +52,7 @@ def use(unit: Unit, store: RedisServer) -> None:
 
 
 def begin_large(unit: Unit, name: str = "large") -> None:
-    """An export by the real exporter that takes some seconds, and has begun to move."""
+    """Start an export that takes the bundled exporter some seconds, and wait for its first progress."""
     with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
         large.truncate(LARGE)
     unit.start_exporter()
@@ -65,7 +65,10 @@ def answers(unit: Unit) -> bool:
 
 
 def must_be_away(unit: Unit) -> float:
-    """Every answer is 503, in time, and none says ready. Returns how long it took, in seconds of the steady clock."""
+    """Check that HTTP and gRPC answer in time that the store is unavailable; return the seconds that HTTP took.
+
+    The seconds are on the steady clock.
+    """
     begun = steady()
     answer = unit.http()
     assert (answer.status, answer.code) == (503, "PR503-SV-0003")
@@ -80,7 +83,7 @@ def must_be_away(unit: Unit) -> float:
 
 @contextmanager
 def living(exporter: HandExporter, claimed: ClaimedExport, done: int) -> Iterator[None]:
-    """An exporter that reports all the while, as one does: whatever becomes of a report, the next follows."""
+    """Report all the while, like a living exporter: the next report follows even if one fails."""
     sequences = iter(range(1000, 100_000))
 
     def report(over: threading.Event) -> None:
@@ -95,14 +98,14 @@ def test_a_new_redis_says_nothing_for_a_lease_and_then_the_truth(unit: Unit) -> 
     assert unit.status() == {"status": "ready"}
     assert unit.programs[0].wait_for_log("store settled")
     unit.programs[0].kill()
-    # What is settled stays so: a server that comes later needs no time.
+    # A settled store stays settled: a later server needs no waiting time.
     unit.start_server()
     assert unit.get().state == CellExport.STATE_READY
 
 
 @pytest.mark.fault("F31")
 @pytest.mark.long
-def test_a_paused_redis_is_told_in_time_and_the_export_goes_on(unit: Unit, store: RedisServer) -> None:
+def test_a_paused_redis_is_reported_in_time_and_the_export_goes_on(unit: Unit, store: RedisServer) -> None:
     with Oracle(unit):
         begin_large(unit)
         exporter = unit.programs[-1]
@@ -111,7 +114,7 @@ def test_a_paused_redis_is_told_in_time_and_the_export_goes_on(unit: Unit, store
             took = []
             while time.monotonic() - begun < 10:
                 took.append(must_be_away(unit))
-            # The middle one: that of a machine which is busy with other things, too.
+            # The median, because some answers are slow on a busy machine.
             assert sorted(took)[len(took) // 2] < STORE_SECONDS
             assert not (unit.snapshots / "demo" / "large.zip").exists()
         resumed = steady()
@@ -180,8 +183,8 @@ def test_an_emptied_redis_never_says_ready_and_living_exporters_restore_it(
         assert unit.get("other").state == CellExport.STATE_READY
         unit.begin("new", cell="other")
         assert exporter.must_claim().lease.epoch > claimed.lease.epoch
-    told = oracle.history[unit.grpc_port, "demo"]
-    assert all(seen.status.state == CellExport.STATE_EXPORTING for seen in told)
+    reads = oracle.history[unit.grpc_port, "demo"]
+    assert all(seen.status.state == CellExport.STATE_EXPORTING for seen in reads)
     early = [seen for seen in oracle.history[unit.grpc_port, "other"] if emptied < seen.asked < settled - 0.5]
     assert not early
     assert exporter.finish(claimed, Outcome.RESULT_SUCCEEDED).last_outcome.name == "restored"
@@ -231,7 +234,7 @@ def test_a_zombie_that_redis_still_knows_ends_nothing_while_a_newer_exporter_wri
         unit.wait_until_ready()
         unit.begin("new")
         new = exporter.must_claim()
-        # What a newer exporter leaves in the snapshot directory, and a Redis that has gone back to before it.
+        # The part of a newer exporter in the snapshot directory, and the state of Redis from before that exporter.
         directory = unit.snapshots / "demo"
         part = directory / f"new.{new.lease.export_id}.{new.lease.epoch}.part"
         part.write_bytes(b"")
@@ -245,7 +248,7 @@ def test_a_zombie_that_redis_still_knows_ends_nothing_while_a_newer_exporter_wri
     assert unit.get().exportation.name == "new"
 
 
-def test_no_lease_is_made_up(unit: Unit, store: RedisServer, exporter: HandExporter) -> None:
+def test_a_forged_lease_restores_no_export(unit: Unit, store: RedisServer, exporter: HandExporter) -> None:
     unit.begin("real")
     claimed = exporter.must_claim()
 
@@ -293,7 +296,7 @@ def test_a_replica_that_lacks_the_last_writes_takes_over_and_nothing_lies(
         assert replicated(store, replica)
         with replica.client() as client:
             client.replicaof("127.0.0.1", "1")
-        # What follows is lost: more progress, and a whole export that was started and taken.
+        # The replica misses these writes: more progress, and a second export that was started and claimed.
         exporter.report(first, 2, 60)
         unit.begin("second", cell="other")
         second = exporter.must_claim()
@@ -324,7 +327,7 @@ def replicated(store: RedisServer, replica: RedisServer) -> bool:
 
 
 def promote(store: RedisServer, replica: RedisServer) -> None:
-    """Let the replica take the primary's place, under its address."""
+    """Replace the primary by the replica, at the same address."""
     store.kill()
     replica.stop()
     store.directory = replica.directory
@@ -332,7 +335,7 @@ def promote(store: RedisServer, replica: RedisServer) -> None:
 
 
 @pytest.mark.fault("F40")
-def test_a_redis_that_was_paused_for_longer_than_the_lease_costs_no_living_exporter_its_lease(
+def test_a_redis_paused_for_longer_than_the_lease_costs_no_living_exporter_its_lease(
     unit: Unit, store: RedisServer, exporter: HandExporter
 ) -> None:
     with Oracle(unit, exporter=False):
@@ -362,7 +365,7 @@ def test_nothing_in_redis_has_a_lifetime_that_its_clock_could_end(
     assert set(lifetimes.values()) == {-1}
 
 
-# What Redis says where it will not do as it is told, and whether reads still work.
+# Faults that make Redis refuse commands. Each function returns the function that mends the fault.
 
 
 def no_replicas(store: RedisServer) -> Callable[[], None]:
@@ -440,7 +443,7 @@ def _is_busy(store: RedisServer) -> bool:
         (busy, False, "PR503-SV-0003"),
     ],
 )
-def test_what_redis_refuses_is_told_as_such_and_is_over_when_it_is(
+def test_a_refusal_by_redis_has_its_code_and_ends_with_its_cause(
     unit: Unit,
     store: RedisServer,
     exporter: HandExporter,
@@ -481,9 +484,9 @@ def answered_or_full(exporter: HandExporter, claimed: ClaimedExport) -> bool:
 
 
 @pytest.mark.fault("F37")
-def test_a_redis_that_can_not_save_and_one_that_loads_are_told_as_such(unit: Unit, tmp_path: Path) -> None:
+def test_a_redis_that_can_not_save_is_unavailable_until_it_takes_writes(unit: Unit, tmp_path: Path) -> None:
     place = tmp_path / "unsaved"
-    # Every write is to be saved within a second, to a directory that is gone.
+    # Redis must save every write within a second, to a directory that no longer exists.
     unsaved = RedisServer(place, "--save", "1 1")
     use(unit, unsaved)
     unit.programs[0].kill()
@@ -548,7 +551,7 @@ def test_a_redis_that_is_not_there_is_waited_for(unit: Unit, store: RedisServer)
     assert server.process.poll() is None
 
 
-def test_a_record_that_was_thrown_away_is_never_ready(unit: Unit, store: RedisServer, exporter: HandExporter) -> None:
+def test_a_cell_whose_record_was_evicted_is_never_ready(unit: Unit, store: RedisServer, exporter: HandExporter) -> None:
     unit.begin()
     exporter.must_claim()
     with store.client() as client:

@@ -1,4 +1,4 @@
-"""Several servers, gateways and exporters on one unit: any of them may die, and the status stays true."""
+"""Several servers, gateways and exporters on one unit: the status stays true when any of them dies."""
 
 import contextlib
 import random
@@ -25,7 +25,7 @@ from unit import TOKEN, HandExporter, Program, Unit, answered, eventually, free_
 
 @dataclass
 class Replicas:
-    """A unit with two servers, whose store is Redis; or with one, and a file."""
+    """A unit with two servers and Redis as the store, or with one server and SQLite."""
 
     unit: Unit
     ports: list[int] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Replicas:
 
     def start(self, port: int) -> None:
         self.servers[port] = self.unit.start_server(CELLEXPORT_GRPC_LISTEN=f"127.0.0.1:{port}")
-        # Channels of one process share what they know of an address: also that it was not there a moment ago.
+        # Channels of one process share their connections: also a failed connect to this address a moment ago.
         eventually(lambda: answered(self.unit.get, "demo", TOKEN, port))
 
 
@@ -78,7 +78,7 @@ def test_a_zombie_changes_nothing_of_the_export_that_follows_it(replicas: Replic
         zombie.signal(signal.SIGSTOP)
         assert unit.wait_until_ready().last_outcome.reason == Outcome.REASON_LEASE_EXPIRED
         unit.start_exporter()
-        # The same name: what the zombie would publish is just what the other does.
+        # The same name: the zombie would publish to the same file.
         unit.begin("one")
         assert unit.wait_until_ready(within=60).last_outcome.result == Outcome.RESULT_SUCCEEDED
         snapshot = unit.snapshots / "demo" / "one.zip"
@@ -114,7 +114,7 @@ def test_of_a_hundred_simultaneous_starts_exactly_one_wins(replicas: Replicas) -
         assert unit.cancel().state == CellExport.STATE_READY
 
     with ThreadPoolExecutor(100) as pool:
-        # The first fills the servers' pools.
+        # The first round fills the servers' pools.
         round_of_starts()
         with Oracle(unit, ports=replicas.ports, exporter=False):
             for _ in range(50):
@@ -126,7 +126,7 @@ def test_of_a_hundred_simultaneous_starts_exactly_one_wins(replicas: Replicas) -
 @pytest.mark.fault("F72")
 @pytest.mark.long
 @pytest.mark.timeout(120)
-def test_twenty_queued_exports_are_done_in_order_each_once_though_everything_restarts(replicas: Replicas) -> None:
+def test_twenty_queued_exports_run_once_each_and_in_order_although_servers_restart(replicas: Replicas) -> None:
     unit = replicas.unit
     cells = [f"cell{number:02}" for number in range(20)]
     for cell in cells:
@@ -182,7 +182,7 @@ class Acknowledged:
 
 
 def test_no_read_shows_less_than_the_last_report_acknowledged_before_it_began(replicas: Replicas) -> None:
-    """Three cells, an exporter each, and readers at every server: judged by a model of what was acknowledged."""
+    """Three cells with an exporter each, and readers at every server: a model keeps the acknowledged reports."""
     unit = replicas.unit
     cells = ("demo", "two", "three")
     for cell in cells[1:]:
@@ -206,7 +206,7 @@ def test_no_read_shows_less_than_the_last_report_acknowledged_before_it_began(re
 
 
 def report_all(unit: Unit, ports: list[int], seed: int, acknowledged: dict[str, list[Acknowledged]]) -> None:
-    """Take an export, and report it to one server or another, some reports late and some twice."""
+    """Claim an export, and report to random servers, some reports late and some twice."""
     chance = random.Random(seed)
     with contextlib.ExitStack() as stack:
         exporters = [HandExporter(stack.enter_context(unit.channel(port))) for port in ports]
@@ -229,7 +229,7 @@ def report_all(unit: Unit, ports: list[int], seed: int, acknowledged: dict[str, 
 @needs("redis-server")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_whatever_dies_and_comes_back_no_status_lies(unit: Unit, store: RedisServer, seed: int) -> None:
-    """Half a minute in which one program after the other is killed: servers, exporters, the gateway, Redis."""
+    """For half a minute, one program after the other is killed: servers, exporters, the gateway, Redis."""
     chance = random.Random(seed)
     make_large(unit, 150)
     unit.settings["CELLEXPORT_STORE"] = store.url
@@ -264,14 +264,14 @@ def test_whatever_dies_and_comes_back_no_status_lies(unit: Unit, store: RedisSer
         eventually(store.is_settled)
         status = unit.wait_until_ready_or_away(within=60)
         assert status.HasField("last_outcome")
-    # After all of it, an export is just an export.
+    # Afterwards, an export runs as usual.
     unit.begin("after")
     assert unit.wait_until_ready(within=60).last_outcome.result == Outcome.RESULT_SUCCEEDED
 
 
 @contextlib.contextmanager
 def starting(unit: Unit, replicas: Replicas) -> Iterator[None]:
-    """Somebody who starts an export whenever that can be done."""
+    """Start an export whenever a server accepts one."""
 
     def start(over: threading.Event) -> None:
         with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Servers and gateways are replaced one after the other, and no caller notices."""
+"""Rolling restarts: servers and gateways are replaced one after the other, and no request fails."""
 
 import time
 from collections import Counter
@@ -70,7 +70,7 @@ def test_rolling_restarts_of_servers_and_gateways_fail_no_request(unit: Unit, st
     seconds = time.monotonic() - begun
     outcomes = sum((caller.outcomes for caller in callers), Counter[str]())
     assert {outcome[:3] for outcome in outcomes} == {"200"}
-    # Two processors that also start a program each second may not manage 200.
+    # A machine with two processors that also starts a program each second may not manage 200 requests a second.
     assert outcomes.total() / seconds > 100
     assert max(caller.slowest for caller in callers) < 3
     for follower in followers:

@@ -1,4 +1,4 @@
-"""The snapshot directory under faults: too small, failing, read-only, or no directory at all."""
+"""The snapshot directory under faults: a full disk, failing writes, read-only, or not a directory."""
 
 import os
 import random
@@ -17,7 +17,7 @@ from unit import Unit, eventually, needs, needs_root
 
 
 def reason(status: CellExport) -> str:
-    """Why there is no snapshot, or that there is one."""
+    """Return the reason of a failed export, or `SUCCEEDED`."""
     assert status.state == CellExport.STATE_READY
     if status.last_outcome.result == Outcome.RESULT_SUCCEEDED:
         return "SUCCEEDED"
@@ -35,7 +35,7 @@ def files(unit: Unit, cell: str = "demo") -> list[str]:
 
 
 def noise(size: int) -> bytes:
-    """What can't be compressed."""
+    """Return bytes that can't be compressed."""
     return random.Random(68).randbytes(size)
 
 
@@ -47,7 +47,7 @@ def room(place: Path) -> int:
 @needs_mount
 @pytest.mark.fault("F68", "F69")
 def test_a_disk_that_is_full_fails_one_export_and_gives_the_room_back(unit: Unit) -> None:
-    """The disk is another than that of the temporary files, so each snapshot that succeeds shows that none is moved."""
+    """Temporary files are on another disk, so an export that succeeds shows that its snapshot is not moved from there."""
     unit.add_cell("large", {"noise": noise(6 * 1024**2)})
     unit.add_cell("other", {"noise": noise(1024**2)})
     with disk(unit.snapshots, "size=4m") as place:
@@ -59,7 +59,7 @@ def test_a_disk_that_is_full_fails_one_export_and_gives_the_room_back(unit: Unit
             assert export(unit, "snap", "large") == "NO_SPACE"
             assert files(unit, "large") == ["snap.error"]
             assert "NO_SPACE" in (unit.snapshots / "large" / "snap.error").read_text()
-            # All of it, but for the note, a page of memory.
+            # All space is free again, except for the note, which takes a page of memory.
             assert room(place) >= before - 2 * 4096
             assert export(unit, "snap", "other") == "SUCCEEDED"
         snapshots.read(place / "demo" / "older.zip")
@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_fails_one_export_and_gives_the_room_back(unit: Unit
 @pytest.mark.parametrize(
     ("inodes", "left"),
     [
-        # For the disk's root and the cell's directory, and of the part, the list beside it and the note no, one, ...
+        # The disk's root and the cell's directory take two inodes. Of part, list and note, none or one fits.
         (2, []),
         (3, ["snap.error"]),
     ],
@@ -115,13 +115,13 @@ def test_a_snapshot_whose_fsync_failed_is_not_published_and_no_fsync_is_tried_ag
 ) -> None:
     unit.start_server()
     log = tmp_path / "fsyncs"
-    # The first is the part's; the second is the directory's, after the zip was given its name.
+    # The first fsync is for the part. The second is for the directory, after the part was renamed to the zip.
     exporter = unit.start_exporter(*traced("fsync,fdatasync", f"error=EIO:when={when}", log))
     with Oracle(unit):
         assert export(unit, "snap") == "SNAPSHOT_UNWRITABLE"
         assert files(unit) == ["snap.error"]
         assert len(log.read_text().splitlines()) == when
-        # The next export is written anew, and so is what it syncs.
+        # The next export writes a new file, and syncs that.
         assert export(unit, "snap") == "SUCCEEDED"
         assert files(unit) == ["snap.zip"]
     assert exporter.process.poll() is None
@@ -192,7 +192,7 @@ def test_an_exporter_that_may_not_leave_snapshots_ends_at_the_start_and_says_why
 
 @UNUSABLE
 @pytest.mark.fault("F69")
-def test_exports_fail_while_the_snapshot_directory_is_unusable_and_succeed_again_after(
+def test_exports_fail_only_while_the_snapshot_directory_is_unusable(
     unit: Unit, harm: Callable[[Path], AbstractContextManager[None]], why: str
 ) -> None:
     unit.start_server()
@@ -201,9 +201,9 @@ def test_exports_fail_while_the_snapshot_directory_is_unusable_and_succeed_again
         unit.snapshots.rmdir()
         with harm(unit.snapshots):
             assert export(unit, "snap") == "SNAPSHOT_UNWRITABLE"
-        told = exporter.wait_for_log("export failed")["error"]
-        assert why in told
-        assert str(unit.snapshots) in told
+        error = exporter.wait_for_log("export failed")["error"]
+        assert why in error
+        assert str(unit.snapshots) in error
         clear(unit.snapshots)
         assert export(unit, "snap") == "SUCCEEDED"
         assert files(unit) == ["snap.zip"]

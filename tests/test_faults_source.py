@@ -1,4 +1,4 @@
-"""The cell changes, hides or misleads while it is exported."""
+"""Faults of the exported cell: files that change, can't be read, or mislead during an export."""
 
 import os
 import random
@@ -22,19 +22,19 @@ from unit import Program, Unit, eventually, meanwhile, needs, needs_root
 
 CANARY = b"canary-7d1e6f0a"
 LARGE = 256 * 1024**2
-# The data part's entries, which are there in every cell and written first.
+# The number of the data part's entries, which every snapshot has and which are written first.
 DATA = len(snapshots.ODATA)
 
 
 @pytest.fixture
 def webdav(unit: Unit) -> Path:
-    """The cell's files, and no canary among them."""
+    """Return the directory of the cell's files."""
     return unit.directory / "cells" / "demo" / "webdav"
 
 
 @pytest.fixture
 def canary(tmp_path: Path) -> Path:
-    """A directory outside of the cell that no snapshot may hold anything of."""
+    """Return a directory outside the cell. No snapshot may contain anything from it."""
     directory = tmp_path / "outside"
     (directory / "inner").mkdir(parents=True)
     for path in (directory / "secret", directory / "inner" / "secret"):
@@ -43,7 +43,7 @@ def canary(tmp_path: Path) -> Path:
 
 
 def entries(unit: Unit, name: str = "snap", cell: str = "demo") -> dict[str, str]:
-    """What became of each of the cell's files: its hash, or why it was skipped."""
+    """Return the hash of each of the cell's files, or the reason why it was skipped. No file may hold the canary."""
     path = unit.snapshots / cell / f"{name}.zip"
     _, lines = snapshots.read(path)
     with zipfile.ZipFile(path) as snapshot:
@@ -51,7 +51,7 @@ def entries(unit: Unit, name: str = "snap", cell: str = "demo") -> dict[str, str
             with snapshot.open(member) as content:
                 assert CANARY not in content.read(1024 * 1024)
     found = {line["name"]: str(line.get("skipped") or line["sha256"]) for line in lines}
-    return {name.removeprefix("20_webdav/"): told for name, told in found.items() if name.startswith("20_webdav/")}
+    return {name.removeprefix("20_webdav/"): text for name, text in found.items() if name.startswith("20_webdav/")}
 
 
 def succeeded(status: CellExport) -> bool:
@@ -60,7 +60,7 @@ def succeeded(status: CellExport) -> bool:
 
 @contextmanager
 def halted_in_the_first_file(unit: Unit, exporter: Program) -> Iterator[None]:
-    """Start an export, and hold its exporter still while it writes the first file. All has been counted then."""
+    """Start an export, and pause its exporter while it writes the first file, after it has counted all files."""
     unit.begin("snap")
     eventually(lambda: unit.get().exportation.bytes_done > 0)
     exporter.signal(signal.SIGSTOP)
@@ -70,7 +70,7 @@ def halted_in_the_first_file(unit: Unit, exporter: Program) -> Iterator[None]:
 
 
 def add_first_file(webdav: Path) -> None:
-    """A file that comes first, and takes a while."""
+    """Add a file that is exported first and takes a while."""
     with (webdav / "0-large").open("wb") as large:
         large.truncate(LARGE)
 
@@ -94,8 +94,8 @@ def test_what_changes_after_it_was_counted_is_listed_as_what_it_became(unit: Uni
             (webdav / "dir-to-link").symlink_to(canary)
             (webdav / "deep" / "to-link").symlink_to(canary)
         assert succeeded(unit.wait_until_ready())
-    told = entries(unit)
-    assert {name: why for name, why in told.items() if len(why) < 64} == {
+    listed = entries(unit)
+    assert {name: why for name, why in listed.items() if len(why) < 64} == {
         "gone": "vanished",
         "to-link": "symlink",
         "to-pipe": "special file",
@@ -103,12 +103,12 @@ def test_what_changes_after_it_was_counted_is_listed_as_what_it_became(unit: Uni
         "dir-to-link": "symlink",
         "deep/to-link": "symlink",
     }
-    assert {"0-large", "hello.txt", "last"} <= told.keys()
+    assert {"0-large", "hello.txt", "last"} <= listed.keys()
 
 
 @needs("strace")
 @pytest.mark.parametrize(
-    ("become", "told"),
+    ("become", "listed"),
     [
         pytest.param(lambda path, _: path.unlink(), "vanished", marks=pytest.mark.fault("F56"), id="vanished"),
         pytest.param(
@@ -122,22 +122,22 @@ def test_what_changes_after_it_was_counted_is_listed_as_what_it_became(unit: Uni
         ),
     ],
 )
-def test_what_changes_between_the_look_at_it_and_its_opening_is_listed_as_what_it_became(
-    unit: Unit, webdav: Path, canary: Path, become: Callable[[Path, Path], object], told: str
+def test_a_change_between_stat_and_open_is_listed_with_its_result(
+    unit: Unit, webdav: Path, canary: Path, become: Callable[[Path, Path], object], listed: str
 ) -> None:
     unit.start_server()
-    # Whatever is opened in the directory is looked at first, and opened a second later.
+    # The exporter calls stat on each file and then opens it; this delays the open by a second.
     unit.start_exporter(*traced("openat", "delay_enter=1000000", paths=[webdav]))
     with Oracle(unit):
         unit.begin("snap")
         eventually(lambda: unit.get().exportation.entries_done == DATA)
         become(webdav / "hello.txt", canary)
         assert succeeded(unit.wait_until_ready())
-    assert entries(unit) == {"hello.txt": told}
+    assert entries(unit) == {"hello.txt": listed}
 
 
 def replace(path: Path, make: Callable[[Path], object]) -> None:
-    """Put something else in a file's place, at one stroke."""
+    """Replace a file by another kind of file, atomically."""
     fresh = path.parent.parent / "fresh"
     make(fresh)
     fresh.replace(path)
@@ -159,13 +159,13 @@ def test_a_directory_that_is_swapped_for_a_link_all_the_time_is_never_left(
             unit.begin(f"round-{number}")
             assert succeeded(unit.wait_until_ready())
             outcomes.add(entries(unit, f"round-{number}").get("swapped", "walked"))
-    # Otherwise nothing was tried.
+    # Both outcomes must have happened, or the swaps missed the exports.
     assert outcomes >= {"symlink", "walked"}
 
 
 @contextmanager
 def swapping(place: Path, other: Path, aside: Path) -> Iterator[None]:
-    """Put a link to another directory in a directory's place and take it away again, over and over."""
+    """Swap a directory for a link to another directory and back, over and over."""
     chance = random.Random(59)
     link = aside.with_name("link")
 
@@ -196,9 +196,9 @@ def test_links_to_other_cells_and_in_circles_are_not_followed(unit: Unit, webdav
     with Oracle(unit):
         unit.begin("snap")
         assert succeeded(unit.wait_until_ready())
-    told = entries(unit)
-    assert told.pop("hello.txt")
-    assert told == dict.fromkeys(("to-cell", "to-file", "to-root", "relative", "a", "b"), "symlink")
+    listed = entries(unit)
+    assert listed.pop("hello.txt")
+    assert listed == dict.fromkeys(("to-cell", "to-file", "to-root", "relative", "a", "b"), "symlink")
 
 
 def start_unprivileged(unit: Unit, webdav: Path) -> None:
@@ -219,7 +219,7 @@ def start_on_a_bad_disk(unit: Unit, webdav: Path) -> None:
         pytest.param(start_on_a_bad_disk, "Input/output error", marks=needs("strace"), id="disk"),
     ],
 )
-def test_what_can_not_be_read_fails_the_export_and_its_path_is_for_the_operator_alone(
+def test_an_unreadable_file_fails_the_export_and_only_the_log_has_its_path(
     unit: Unit, webdav: Path, start: Callable[[Unit, Path], None], why: str
 ) -> None:
     unit.start_server()
@@ -235,8 +235,8 @@ def test_what_can_not_be_read_fails_the_export_and_its_path_is_for_the_operator_
         assert "SOURCE_UNREADABLE" in (unit.snapshots / "demo" / "snap.error").read_text()
     assert exporter.wait_for_log("export failed")["error"] == f"private: {why}"
     assert unit.status() == {"status": "ready"}
-    for told in (str(status), (unit.snapshots / "demo" / "snap.error").read_text()):
-        assert "private" not in told
+    for text in (str(status), (unit.snapshots / "demo" / "snap.error").read_text()):
+        assert "private" not in text
 
 
 ZIP_SLIPS = [
@@ -248,11 +248,11 @@ ZIP_SLIPS = [
 
 @needs("unzip")
 @pytest.mark.fault("F61", "F62")
-def test_whatever_files_are_called_unpacking_puts_them_below_one_directory_and_each_in_its_own_place(
+def test_files_of_any_name_unpack_to_their_own_places_below_one_directory(
     unit: Unit, webdav: Path, tmp_path: Path
 ) -> None:
     for directory in (b"", b"..\\up", b"C:"):
-        here = os.path.join(os.fsencode(webdav), directory)  # noqa: PTH118 - names that are no text
+        here = os.path.join(os.fsencode(webdav), directory)  # noqa: PTH118 - names that are not valid text
         os.makedirs(here, exist_ok=True)  # noqa: PTH103
         for name in ZIP_SLIPS:
             with open(os.path.join(here, name), "wb") as file:  # noqa: PTH118, PTH123
@@ -262,7 +262,7 @@ def test_whatever_files_are_called_unpacking_puts_them_below_one_directory_and_e
     with Oracle(unit):
         unit.begin("snap")
         assert succeeded(unit.wait_until_ready())
-    assert not [told for told in entries(unit).values() if len(told) < 64]
+    assert not [text for text in entries(unit).values() if len(text) < 64]
     target = unit.snapshots / "demo" / "snap.zip"
     expected = 3 * len(ZIP_SLIPS) + 1
     with zipfile.ZipFile(target) as snapshot:
@@ -279,7 +279,7 @@ def test_whatever_files_are_called_unpacking_puts_them_below_one_directory_and_e
 
 
 def unpacked(jail: Path, unpack: Callable[[Path], object]) -> list[Path]:
-    """Unpack deep in a jail, and return the cell's files; nothing may have left the directory that was named."""
+    """Unpack deep inside the directory `jail`, and return the cell's files. No file may be outside of the target."""
     below = jail / "a" / "b" / "c"
     below.mkdir(parents=True)
     unpack(below)
@@ -304,12 +304,12 @@ def test_a_path_that_is_too_long_for_a_zip_is_listed_and_left_out(unit: Unit, we
     unit.start_exporter()
     unit.begin("snap")
     assert succeeded(unit.wait_until_ready())
-    told = entries(unit)
-    assert told.pop("hello.txt")
-    assert set(told.values()) == {"name too long"}
+    listed = entries(unit)
+    assert listed.pop("hello.txt")
+    assert set(listed.values()) == {"name too long"}
     leaf = ("d" * 254 + "/") * 275 + "leaf"
     assert len(leaf) > 70_000
-    assert leaf in told
+    assert leaf in listed
 
 
 @needs_root
@@ -318,21 +318,21 @@ def test_endless_files_do_not_hold_an_export_up(unit: Unit, webdav: Path) -> Non
     try:
         os.mknod(webdav / "zero", 0o020666, os.makedev(1, 5))
     except PermissionError:
-        pytest.skip("may not make devices here")
+        pytest.skip("the tests have no right to make devices here")
     os.mkfifo(webdav / "pipe")
     unit.start_server()
     unit.start_exporter()
     with Oracle(unit), growing(webdav / "log"):
         unit.begin("snap")
         assert succeeded(unit.wait_until_ready())
-    told = entries(unit)
-    assert (told["zero"], told["pipe"]) == ("special file", "special file")
-    assert len(told["log"]) == 64
+    listed = entries(unit)
+    assert (listed["zero"], listed["pipe"]) == ("special file", "special file")
+    assert len(listed["log"]) == 64
 
 
 @contextmanager
 def growing(path: Path) -> Iterator[None]:
-    """A file that is written to without end."""
+    """Append to a file without end."""
     with path.open("wb", buffering=0) as file:
 
         def write(over: threading.Event) -> None:
@@ -368,14 +368,14 @@ def test_progress_stays_honest_though_there_is_more_or_less_than_was_counted(
         with halted_in_the_first_file(unit, exporter):
             add() if change == "added" else shutil.rmtree(later)
 
-        def look() -> bool:
+        def is_ready() -> bool:
             status = unit.status()
             if status["status"] == "ready":
                 return True
             seen.append(int(status["progress"].removesuffix("%")))
             return False
 
-        eventually(look, within=40)
+        eventually(is_ready, within=40)
         assert succeeded(unit.get())
     assert seen == sorted(seen)
     assert 0 <= seen[0] <= seen[-1] <= 99
@@ -386,7 +386,7 @@ def test_progress_stays_honest_though_there_is_more_or_less_than_was_counted(
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.fault("F65")
-def test_a_million_files_are_exported_in_little_memory_and_nobody_waits_longer_for_a_status(tmp_path: Path) -> None:
+def test_a_million_files_are_exported_in_little_memory_and_delay_no_status(tmp_path: Path) -> None:
     number = 1_000_000
     with disk(tmp_path / "disk", "size=4g,nr_inodes=0") as place, Unit(place / "unit") as unit:
         add_tiny_files(unit.add_cell("demo"), number)
@@ -395,7 +395,7 @@ def test_a_million_files_are_exported_in_little_memory_and_nobody_waits_longer_f
         exporter = unit.start_exporter()
         times: list[float] = []
 
-        def look() -> bool:
+        def is_ready() -> bool:
             begun = time.monotonic()
             status = unit.status()["status"]
             times.append(time.monotonic() - begun)
@@ -404,11 +404,11 @@ def test_a_million_files_are_exported_in_little_memory_and_nobody_waits_longer_f
 
         before, begun = unit.get().revision, time.monotonic()
         unit.begin("snap")
-        eventually(look, within=400)
+        eventually(is_ready, within=400)
         took = time.monotonic() - begun
         status = unit.get()
         assert succeeded(status)
-        # Where others want the processors as well, everybody waits in proportion.
+        # On a machine that is busy with other work, answers take longer in proportion to the load.
         crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
         assert sorted(times)[int(len(times) * 0.99)] < 0.1 * crowd
         assert exporter.peak_memory() < 600 * 1024**2
@@ -418,7 +418,7 @@ def test_a_million_files_are_exported_in_little_memory_and_nobody_waits_longer_f
 
 
 def add_tiny_files(webdav: Path, number: int) -> None:
-    """A thousand in each directory. Only each tenth holds anything: the others cost the disk's memory no page."""
+    """Add `number` files, 1000 in each directory. Only each tenth has content: empty files take no page of memory."""
     for directory in range(number // 1000):
         path = webdav / str(directory)
         path.mkdir()

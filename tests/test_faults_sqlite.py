@@ -1,4 +1,4 @@
-"""The SQLite store under faults: locked by others, out of space, read-only, on a disk that fails."""
+"""The SQLite store under faults: locked by others, out of space, read-only, or on a failing disk."""
 
 import sqlite3
 import statistics
@@ -22,19 +22,19 @@ from injection import disk, failing, fill, needs_mount, remount, warm
 from oracle import Oracle, unchanged
 from unit import HandExporter, Program, Unit, answered, eventually, meanwhile, needs
 
-# Another program that reads a database and is done.
+# A program that reads a database and closes it.
 READ = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1])
 assert connection.execute("SELECT count(*) FROM export").fetchone() == (1,)
 connection.close()
 """
-# What a status may say while the store can't be asked.
+# The answer to a status request while the store is unavailable.
 UNKNOWN = (503, "PR503-SV-0003")
 
 
 def refusal(exporter: HandExporter, claimed: ClaimedExport, sequence: int, done: int) -> tuple[str, str, str]:
-    """What a report is answered that can't be taken in: the gRPC status, the reason, the code."""
+    """Send a report that must be refused; return the gRPC status, the reason and the code of the refusal."""
     with pytest.raises(grpc.RpcError) as error:
         exporter.report(claimed, sequence, done)
     info = client.error_info(error.value)
@@ -44,7 +44,7 @@ def refusal(exporter: HandExporter, claimed: ClaimedExport, sequence: int, done:
 
 @contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """Another program is in the middle of writing to the database."""
+    """Hold a write lock on the database, like another program during a transaction."""
     other = sqlite3.connect(database, isolation_level=None)
     try:
         other.execute("BEGIN IMMEDIATE")
@@ -53,8 +53,8 @@ def locked(database: Path) -> Iterator[None]:
         other.close()
 
 
-def heard(unit: Unit) -> CellExport:
-    """The status, from the first moment on at which the server can tell it."""
+def first_status(unit: Unit) -> CellExport:
+    """Return the status, as soon as the server answers."""
     eventually(lambda: answered(unit.get))
     return unit.get()
 
@@ -90,7 +90,7 @@ def test_a_database_that_is_locked_for_long_stops_no_status_and_costs_no_export(
 
 
 @pytest.mark.fault("F41")
-def test_reports_to_a_locked_database_are_refused_soon_and_nobody_else_waits_for_them(unit: Unit) -> None:
+def test_reports_to_a_locked_database_are_refused_soon_and_delay_no_other_call(unit: Unit) -> None:
     unit.start_server()
     unit.begin()
     with Oracle(unit), unit.channel() as channel:
@@ -102,7 +102,7 @@ def test_reports_to_a_locked_database_are_refused_soon_and_nobody_else_waits_for
                 begun = steady()
                 assert refusal(exporter, claimed, sequence, 50) == ("UNAVAILABLE", "STORE_UNAVAILABLE", UNKNOWN[1])
                 assert steady() - begun < 1.5
-        # Each report waits half a second for the lock: a loop that waited with it would show here.
+        # Each report waits half a second for the lock. If the event loop waited too, it would show here.
         assert statistics.median(waited) < 0.2
         exporter.report(claimed, 6, 50)
         exporter.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_INTERNAL)
@@ -110,7 +110,7 @@ def test_reports_to_a_locked_database_are_refused_soon_and_nobody_else_waits_for
 
 @contextmanager
 def waiting_times(unit: Unit) -> Iterator[list[float]]:
-    """Ask for the status all the while, and note how long each answer took."""
+    """Poll the status, and yield the seconds that each answer took."""
     times: list[float] = []
 
     def ask(over: threading.Event) -> None:
@@ -125,7 +125,7 @@ def waiting_times(unit: Unit) -> Iterator[list[float]]:
 
 @pytest.fixture
 def small_disk(unit: Unit) -> Iterator[Path]:
-    """A disk for the database alone."""
+    """Yield the directory of a disk of 2 MiB for the database alone."""
     with disk(unit.directory / "store", "size=2m") as place:
         yield place
 
@@ -149,11 +149,11 @@ def test_a_full_disk_refuses_reports_whole_and_works_again_once_there_is_room(un
         full = time.monotonic()
         sequence = 1
         with unchanged(unit):
-            # Longer than the lease: a store that can't hear of signs of life must not end anybody for want of them.
+            # Longer than the lease: a store that can't store reports must not end an export for missing reports.
             while time.monotonic() - full < unit.lease_seconds + 1:
                 sequence += 1
-                told = refusal(exporter, claimed, sequence, 50)
-                assert told == ("RESOURCE_EXHAUSTED", "NO_SPACE", "PR503-SV-0005")
+                answer = refusal(exporter, claimed, sequence, 50)
+                assert answer == ("RESOURCE_EXHAUSTED", "NO_SPACE", "PR503-SV-0005")
                 assert unit.status()["progress"] == "10%"
                 threading.Event().wait(0.1)
         unit.add_cell("other")
@@ -162,17 +162,19 @@ def test_a_full_disk_refuses_reports_whole_and_works_again_once_there_is_room(un
         assert unit.status("other") == {"status": "ready"}
         filler.unlink()
         exporter.report(claimed, sequence + 1, 60)
-        told_last = unit.get()
-        assert told_last.exportation.progress_percent == 60
+        last = unit.get()
+        assert last.exportation.progress_percent == 60
         assert server.process.poll() is None
         server.kill()
         start_server_on(unit, small_disk)
-        assert heard(unit) == told_last
+        assert first_status(unit) == last
 
 
 @needs_mount
 @pytest.mark.fault("F44")
-def test_a_store_that_is_read_only_at_the_start_is_told_with_its_path_and_why(unit: Unit, small_disk: Path) -> None:
+def test_a_store_that_is_read_only_at_the_start_is_reported_with_its_path_and_reason(
+    unit: Unit, small_disk: Path
+) -> None:
     first = start_server_on(unit, small_disk)
     assert first.terminate() == 0
     remount(small_disk, "ro")
@@ -187,7 +189,7 @@ def test_a_store_that_is_read_only_at_the_start_is_told_with_its_path_and_why(un
 @needs("setpriv")
 @needs_mount
 @pytest.mark.fault("F44")
-def test_a_database_that_may_not_be_written_is_told_at_the_start(unit: Unit) -> None:
+def test_a_database_without_write_permission_is_reported_at_the_start(unit: Unit) -> None:
     first = unit.start_server()
     assert first.terminate() == 0
     for path in unit.directory.glob("export.db*"):
@@ -206,7 +208,7 @@ def database_files(unit: Unit) -> list[Path]:
 
 
 def honest(unit: Unit) -> bool:
-    """Whether the status could be told, which is never anything but the acknowledged 10 %."""
+    """Return whether the status is available. Its progress must be the acknowledged 10 %."""
     answer = unit.http()
     if answer.status != 200:
         assert (answer.status, answer.code) == UNKNOWN
@@ -224,7 +226,7 @@ def honest(unit: Unit) -> bool:
         pytest.param("write,pwrite64", "EIO", marks=pytest.mark.fault("F48"), id="write"),
     ],
 )
-def test_what_a_failing_disk_did_not_take_is_never_told(unit: Unit, calls: str, error: str) -> None:
+def test_a_report_that_a_failing_disk_did_not_store_is_never_shown(unit: Unit, calls: str, error: str) -> None:
     server = unit.start_server()
     unit.start_gateway()
     warm(unit)
@@ -236,23 +238,23 @@ def test_what_a_failing_disk_did_not_take_is_never_told(unit: Unit, calls: str, 
         with unchanged(unit), failing(server, calls, error, *database_files(unit)) as failed:
             begun = time.monotonic()
             sequence = 1
-            # Longer than the lease: the exporter speaks all the while.
+            # Longer than the lease: the exporter reports all the while.
             while time.monotonic() - begun < unit.lease_seconds + 1:
                 sequence += 1
                 assert not answered(exporter.report, claimed, sequence, 50)
                 eventually(lambda: honest(unit), within=3)
             assert failed.read_text().count("INJECTED") >= sequence - 1
         eventually(lambda: answered(exporter.report, claimed, sequence + 1, 60), within=unit.lease_seconds)
-        told = unit.get()
-        assert told.exportation.progress_percent == 60
+        last = unit.get()
+        assert last.exportation.progress_percent == 60
         server.kill()
         unit.start_server()
-        assert heard(unit) == told
+        assert first_status(unit) == last
 
 
 @needs("strace")
 @pytest.mark.fault("F48")
-def test_an_end_that_the_disk_did_not_take_is_told_again_until_it_does(unit: Unit) -> None:
+def test_an_end_that_the_disk_did_not_store_is_reported_again_until_it_is_stored(unit: Unit) -> None:
     add_large_file(unit, 256 * 1024**2)
     server = unit.start_server()
     unit.start_exporter()
@@ -262,26 +264,26 @@ def test_an_end_that_the_disk_did_not_take_is_told_again_until_it_does(unit: Uni
         with failing(server, "fsync,fdatasync", "EIO", *database_files(unit)):
             threading.Event().wait(unit.lease_seconds + 1)
             assert not list(unit.snapshots.glob("demo/*.zip"))
-        heard(unit)
+        first_status(unit)
         status = unit.wait_until_ready()
         assert (status.state, status.last_outcome.result) == (CellExport.STATE_READY, Outcome.RESULT_SUCCEEDED)
     snapshots.read(unit.snapshots / "demo" / "snap.zip")
 
 
-def test_a_program_that_only_reads_the_database_takes_nothing_away(unit: Unit) -> None:
+def test_a_program_that_only_reads_the_database_loses_no_writes(unit: Unit) -> None:
     server = unit.start_server()
     unit.begin()
     database = unit.directory / "export.db"
     with unit.channel() as channel:
         exporter = HandExporter(channel)
         claimed = exporter.must_claim()
-        # Over several looks at the store, which come three times a lease.
+        # Long enough for several checks of the store, which happen three times a lease.
         for sequence in range(1, 10):
             exporter.report(claimed, sequence, sequence)
             threading.Event().wait(0.2)
         subprocess.run([sys.executable, "-c", READ, database], check=True)
         exporter.report(claimed, 10, 60)
-    told = unit.get()
+    last = unit.get()
     server.kill()
     unit.start_server()
-    assert unit.get() == told
+    assert unit.get() == last

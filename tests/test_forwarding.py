@@ -25,7 +25,7 @@ ALLOWED = {
     "x-personium-requestkey",
     "traceparent",
 }
-# The metadata that grpc itself adds.
+# The metadata that gRPC itself adds.
 OF_GRPC = {"user-agent"}
 
 

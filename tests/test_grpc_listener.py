@@ -1,4 +1,4 @@
-"""The gRPC door by callers who are not polite."""
+"""The gRPC port under hostile input: malformed metadata, messages, methods and frames."""
 
 import gzip
 import socket
@@ -24,7 +24,7 @@ def channel(shared_unit: Unit) -> Iterator[grpc.Channel]:
 
 
 def outcome(channel: grpc.Channel, message: bytes = DEMO, *metadata: tuple[str, str | bytes], method: str = GET) -> str:
-    """The status of a call, `OK` included."""
+    """Return the gRPC status of a call, or `OK`. Details longer than 200 characters are `TALKATIVE`."""
     call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
     try:
         answer = call(message, metadata=metadata, timeout=60)
@@ -67,7 +67,7 @@ def test_metadata_above_the_limit_is_refused_every_time(channel: grpc.Channel) -
 @pytest.mark.parametrize(
     "cell", ["..", ".", "", "demo\n", "a/b", "a%2fb", "Demo", "-a", "_a", "demo ", "a" * 129, "a" * 4000, "é", "a\x00b"]
 )
-def test_cells_that_are_none(channel: grpc.Channel, cell: str) -> None:
+def test_invalid_names_of_cells_are_not_found(channel: grpc.Channel, cell: str) -> None:
     message = GetCellExportRequest(cell=cell).SerializeToString()
     assert outcome(channel, message, GOOD) == "NOT_FOUND"
     assert outcome(channel, message) == "NOT_FOUND"
@@ -107,12 +107,12 @@ def test_a_message_that_grows_when_it_is_unpacked_is_refused(shared_unit: Unit) 
         "/cellexport.v1.CellExportService/../CellExportService/GetCellExport",
     ],
 )
-def test_methods_that_are_none(channel: grpc.Channel, method: str) -> None:
+def test_unknown_methods_are_unimplemented(channel: grpc.Channel, method: str) -> None:
     assert outcome(channel, DEMO, GOOD, method=method) == "UNIMPLEMENTED"
 
 
 def literal(name: bytes, value: bytes) -> bytes:
-    """A header as HTTP/2 has it, neither indexed nor compressed."""
+    """Return a header encoded for HTTP/2, neither indexed nor compressed."""
     return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
@@ -132,7 +132,7 @@ def test_bytes_that_no_client_library_sends_are_in_no_log(unit: Unit, name: byte
         connection.settimeout(2)
         answer = b""
         try:
-            # Whatever it is: it is over when the stream is.
+            # Any answer is fine. It ends with the stream.
             while b"grpc-status" not in answer and (more := connection.recv(65536)):
                 answer += more
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""Health, reflection and probes: what orchestrators and tools ask, without a token."""
+"""Health, reflection and probes, which orchestrators and tools call without a token; and shutdowns."""
 
 import asyncio
 import json
@@ -90,7 +90,7 @@ def test_every_service_is_serving(shared: grpc.Channel, service: str) -> None:
 
 
 @pytest.mark.parametrize("service", ["demo", "cellexport.v1", "x" * 1_000_000])
-def test_of_a_service_that_is_not_there_nothing_is_known(shared: grpc.Channel, service: str) -> None:
+def test_an_unknown_service_has_no_health(shared: grpc.Channel, service: str) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         check(shared, service)
     assert (raised.value.code(), raised.value.details()) == (
@@ -122,7 +122,9 @@ def test_health_follows_the_store_within_two_seconds_each_way(unit: Unit, channe
 
 @pytest.mark.fault("F31")
 @needs("redis-server")
-def test_a_paused_redis_is_told_and_a_store_in_doubt_is_not(unit: Unit, channel: grpc.Channel, tmp_path: Path) -> None:
+def test_health_reports_a_paused_redis_and_ignores_a_store_in_doubt(
+    unit: Unit, channel: grpc.Channel, tmp_path: Path
+) -> None:
     with running(tmp_path / "redis", *DURABLE) as redis:
         unit.start_server(CELLEXPORT_STORE=redis.url, CELLEXPORT_LEASE_SECONDS="15")
         unit.start_gateway()
@@ -136,7 +138,7 @@ def test_a_paused_redis_is_told_and_a_store_in_doubt_is_not(unit: Unit, channel:
             assert next(call).status == NOT_SERVING
             assert steady() - paused < 2
             eventually(lambda: not ready(unit), within=2)
-            # Why it is not ready is told as ever.
+            # Requests still get the reason.
             assert unit.http().code == "PR503-SV-0003"
         back = steady()
         assert next(call).status == SERVING
@@ -145,7 +147,7 @@ def test_a_paused_redis_is_told_and_a_store_in_doubt_is_not(unit: Unit, channel:
         call.cancel()
 
 
-def test_a_watcher_that_reads_nothing_keeps_nobody_from_knowing(unit: Unit, channel: grpc.Channel) -> None:
+def test_a_watcher_that_reads_nothing_delays_no_other_client(unit: Unit, channel: grpc.Channel) -> None:
     server = unit.start_server(CELLEXPORT_DRAIN_SECONDS="2")
     eventually(lambda: check(channel) == SERVING)
     with socket.create_connection(("127.0.0.1", unit.grpc_port)) as silent:
@@ -153,7 +155,7 @@ def test_a_watcher_that_reads_nothing_keeps_nobody_from_knowing(unit: Unit, chan
         headers = ((":method", "POST"), (":scheme", "http"), (":path", "/grpc.health.v1.Health/Watch"))
         more = ((":authority", "x"), ("content-type", "application/grpc"), ("te", "trailers"))
         silent.sendall(frame(1, 4, 1, b"".join(map(literal, headers + more))) + frame(0, 1, 1, bytes(5)))
-        # Headers of the answer: the watch is there, and its first message can't be sent.
+        # The headers of the answer are here, so the watch is open. Its first message can't be sent.
         eventually(lambda: b"application/grpc" in silent.recv(65536))
         server.signal(signal.SIGTERM)
         eventually(lambda: check(channel) == NOT_SERVING, within=1)
@@ -165,7 +167,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def literal(header: tuple[str, str]) -> bytes:
-    """A header as HPACK has it, without compression."""
+    """Return a header encoded as HPACK without compression."""
     name, value = (text.encode() for text in header)
     return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
@@ -221,11 +223,11 @@ def test_buf_needs_no_copy_of_the_contract(shared_unit: Unit) -> None:
     assert json.loads(said.stdout)["cellExport"]["state"] == "STATE_READY", said.stderr
 
 
-# The end.
+# Shutdown.
 
 
 @pytest.mark.fault("F08")
-def test_a_server_that_is_told_to_end_is_avoided_first_and_refuses_then(unit: Unit, channel: grpc.Channel) -> None:
+def test_a_server_that_shuts_down_drains_first_and_refuses_calls_then(unit: Unit, channel: grpc.Channel) -> None:
     server = unit.start_server(CELLEXPORT_DRAIN_SECONDS="1.5")
     unit.start_gateway()
     eventually(lambda: ready(unit))
@@ -247,9 +249,9 @@ def test_a_server_that_is_told_to_end_is_avoided_first_and_refuses_then(unit: Un
     server.signal(signal.SIGTERM)
     assert next(health).status == NOT_SERVING
     assert steady() - begun_steady < 0.5
-    # Whoever hasn't heard of it is served as ever.
+    # A client that hasn't noticed the shutdown is still served.
     assert unit.http().status == 200
-    # While the server still drains.
+    # The gateway notices while the server still drains.
     eventually(lambda: not ready(unit), within=1.4)
     for call in (health, unknown):
         with pytest.raises(grpc.RpcError) as ended:
@@ -257,9 +259,9 @@ def test_a_server_that_is_told_to_end_is_avoided_first_and_refuses_then(unit: Un
         assert refused(ended) == ("UNAVAILABLE", "SERVER_SHUTDOWN")
     ends: list[Callable[[], object]] = [waiting.result, *(partial(next, call) for call in watching)]
     for end in ends:
-        with pytest.raises(grpc.RpcError) as sent_away:
+        with pytest.raises(grpc.RpcError) as refusal:
             end()
-        assert refused(sent_away) == ("UNAVAILABLE", "SERVER_SHUTDOWN")
+        assert refused(refusal) == ("UNAVAILABLE", "SERVER_SHUTDOWN")
     assert server.process.wait(60) == 0
     assert time.monotonic() - begun >= 1.5
     assert steady() - begun_steady < 3
@@ -271,7 +273,7 @@ def test_a_server_that_is_told_to_end_is_avoided_first_and_refuses_then(unit: Un
 
 
 @pytest.mark.fault("F08")
-def test_an_ending_server_sends_away_what_nobody_serves(unit: Unit, channel: grpc.Channel) -> None:
+def test_a_server_that_shuts_down_ends_calls_that_no_method_serves(unit: Unit, channel: grpc.Channel) -> None:
     server = unit.start_server()
     over = threading.Event()
 
@@ -279,7 +281,7 @@ def test_an_ending_server_sends_away_what_nobody_serves(unit: Unit, channel: grp
         over.wait(30)
         yield b""
 
-    # The server has these calls, and no method will ever have them: as grpc loses some in the instant of the end.
+    # These calls reach the server but never a method, like calls that gRPC loses at the moment of a shutdown.
     path = f"/{SERVICES[0]}/GetCellExport"
     identity: Callable[[bytes], bytes] = bytes
     method: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(path, identity, identity)
@@ -304,8 +306,8 @@ def test_a_second_signal_ends_a_server_at_once(unit: Unit) -> None:
     assert server.process.wait(60) == -signal.SIGTERM
 
 
-def test_a_server_that_is_told_to_end_while_it_starts_does_so_in_peace(unit: Unit) -> None:
-    # A store that can't be reached makes the start long.
+def test_a_server_that_is_terminated_while_it_starts_ends_cleanly(unit: Unit) -> None:
+    # An unavailable store makes the start long.
     server = unit.start("server", CELLEXPORT_STORE="redis://127.0.0.1:1/0")
     server.wait_for_log("Redis unavailable at start")
     server.signal(signal.SIGTERM)
@@ -315,13 +317,13 @@ def test_a_server_that_is_told_to_end_while_it_starts_does_so_in_peace(unit: Uni
 
 @contextmanager
 def ending_in_the_middle_of_a_request(unit: Unit) -> Iterator[tuple[Program, Program, Future[Answer]]]:
-    """A paused server, a gateway that was told to end while it waits for it, and the request."""
+    """Yield a paused server, a gateway that shuts down while it waits for the server, and the open request."""
     server, gateway = unit.start_server(), unit.start_gateway()
     assert unit.http().status == 200
     with ThreadPoolExecutor(1) as pool:
         server.signal(signal.SIGSTOP)
         begun = pool.submit(unit.http)
-        # Long enough to be there.
+        # Long enough for the request to arrive.
         threading.Event().wait(0.3)
         gateway.signal(signal.SIGTERM)
         eventually(lambda: not accepts(unit.http_port), within=1)
@@ -329,7 +331,7 @@ def ending_in_the_middle_of_a_request(unit: Unit) -> Iterator[tuple[Program, Pro
 
 
 @pytest.mark.fault("F08")
-def test_a_gateway_that_is_told_to_end_answers_what_it_has_begun(unit: Unit) -> None:
+def test_a_gateway_that_shuts_down_answers_open_requests(unit: Unit) -> None:
     with ending_in_the_middle_of_a_request(unit) as (server, gateway, begun):
         server.signal(signal.SIGCONT)
         assert begun.result().status == 200
@@ -339,15 +341,15 @@ def test_a_gateway_that_is_told_to_end_answers_what_it_has_begun(unit: Unit) -> 
 @pytest.mark.fault("F08")
 def test_a_second_signal_ends_a_gateway_at_once(unit: Unit) -> None:
     with ending_in_the_middle_of_a_request(unit) as (_, gateway, begun):
-        told = steady()
+        signalled = steady()
         gateway.signal(signal.SIGTERM)
         assert gateway.process.wait(60) == -signal.SIGTERM
-        # Its worker, too.
+        # The gateway's worker has ended, too.
         assert isinstance(begun.exception(1), OSError)
-        assert steady() - told < 1
+        assert steady() - signalled < 1
 
 
-# The gateway's own.
+# Probes of the gateway.
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
@@ -376,7 +378,7 @@ def test_a_gateway_is_alive_whatever_the_server_does_and_ready_when_it_serves(un
     eventually(lambda: ready(unit), within=2)
     server.signal(signal.SIGSTOP)
     with ThreadPoolExecutor(40) as pool:
-        # More than there are threads, and one of them waits for the server.
+        # More requests than the gateway has threads; one of them waits for the server.
         flood = [pool.submit(ready, unit) for _ in range(40)]
         begun = steady()
         assert unit.http(path="/livez", token=None).status == 200

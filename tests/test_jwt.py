@@ -1,4 +1,4 @@
-"""JWT access tokens of the mesh: by issuers that are trusted, for this cell or unit, over both doors alike."""
+"""JWT access tokens of trusted issuers, for a cell or for the whole unit, over HTTP and gRPC."""
 
 import json
 import time
@@ -52,7 +52,7 @@ def at(seconds: int) -> int:
 
 
 def padded(issuer: Issuer, size: int) -> str:
-    """A good token, with as long a header line as is said."""
+    """Return a valid token that makes the `Authorization` value at most `size` characters long."""
     for filler in range(size, 0, -1):
         token = issuer.token(padding="x" * filler)
         if len(f"Bearer {token}") <= size:
@@ -66,7 +66,7 @@ def unsigned(issuer: Issuer, algorithm: str, signature: bytes = b"") -> str:
 
 
 def confused(issuer: Issuer) -> str:
-    """Signed with the public key, as if that were a secret."""
+    """Return a token that is signed with the public key as an HMAC secret."""
     pem = (
         issuer.keys["one"]
         .public_key()
@@ -77,7 +77,7 @@ def confused(issuer: Issuer) -> str:
 
 
 def by_itself(issuer: Issuer) -> str:
-    """Signed with a key that the token brings along."""
+    """Return a token that is signed with a key from its own header."""
     own = Issuer(Path("/nowhere"), keys={"mine": rsa.generate_private_key(public_exponent=65537, key_size=2048)})
     jwk = own.jwk("mine")
     header = {"kid": None, "jwk": jwk, "jku": "http://127.0.0.1:1/", "x5u": "http://127.0.0.1:1/", "x5c": ["x"]}
@@ -100,7 +100,7 @@ def text(claims: str) -> Callable[[Issuer], str]:
 
 
 def claimed(issuer: Issuer, more: str) -> str:
-    """Good claims, as a text, with more behind them."""
+    """Return valid claims as JSON, with more members at the end."""
     return json.dumps(issuer.claims())[:-1] + more + "}"
 
 
@@ -241,7 +241,7 @@ def test_a_jwt_with_any_one_bit_changed_is_refused(tmp_path: Path, algorithm: st
 @property_test
 @settings(max_examples=examples(250, 1500), deadline=None)
 @given(st.data())
-def test_a_jwt_that_was_changed_anyhow_is_refused(issuer: Issuer, data: st.DataObject) -> None:
+def test_a_jwt_with_any_part_replaced_is_refused(issuer: Issuer, data: st.DataObject) -> None:
     judge, token = build(issuer), issuer.token()
     start = data.draw(st.integers(0, len(token)))
     end = data.draw(st.integers(start, len(token)))
@@ -264,7 +264,7 @@ header_names = st.sampled_from(["alg", "typ", "kid", "crit", "b64", "jwk", "jku"
     st.dictionaries(claim_names, json_values, max_size=3),
     st.dictionaries(header_names, json_values, max_size=2),
 )
-def test_no_claim_makes_anything_but_a_verdict(
+def test_any_claims_and_header_get_a_verdict(
     issuer: Issuer, claims: dict[str, object], header: dict[str, object]
 ) -> None:
     token = issuer.sign(
@@ -308,18 +308,18 @@ def test_keys_are_exchanged_while_the_server_runs(tmp_path: Path) -> None:
         new = issuer.token(kid="new")
         eventually(lambda: accepted(unit, new))
         assert verdict(unit, old) == verdict(unit, new) == "200"
-        # The old key goes: what was accepted a moment ago is not any more.
+        # Without the old key, its tokens are no longer accepted.
         del issuer.keys["old"]
         issuer.write()
         eventually(lambda: not accepted(unit, old))
         assert verdict(unit, old) == INVALID
         assert verdict(unit, new) == "200"
-        # A set with none is a set: there are no keys any more.
+        # A set without keys is valid: it removes all keys.
         issuer.jwks.write_text('{"keys": []}')
         eventually(lambda: not accepted(unit, new))
         issuer.write()
         eventually(lambda: accepted(unit, new))
-        # A file that is no good changes nothing, and is told once.
+        # An invalid file changes nothing, and is logged once.
         issuer.jwks.write_text('{"keys": [')
         issuer.jwks.write_text('{"keys": [')
         eventually(lambda: accepted(unit, new) and kept(server) == 1)
@@ -376,7 +376,7 @@ BAD_SETS: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("row", BAD_SETS)
-def test_a_set_of_keys_that_is_no_good_keeps_the_server_from_starting(unit: Unit, tmp_path: Path, row: str) -> None:
+def test_an_invalid_set_of_keys_keeps_the_server_from_starting(unit: Unit, tmp_path: Path, row: str) -> None:
     issuer = Issuer(tmp_path / "issuer")
     issuer.write()
     issuer.jwks.write_text(json.dumps(BAD_SETS[row]()))
@@ -405,7 +405,9 @@ def test_a_set_of_keys_that_is_no_good_keeps_the_server_from_starting(unit: Unit
         ("[[issuer", "can't be read"),
     ],
 )
-def test_a_list_of_issuers_that_is_no_good_names_its_setting(unit: Unit, tmp_path: Path, text: str, why: str) -> None:
+def test_the_error_of_an_invalid_list_of_issuers_names_its_setting(
+    unit: Unit, tmp_path: Path, text: str, why: str
+) -> None:
     file = tmp_path / "issuers.toml"
     file.write_text(text)
     program = unit.start("server", CELLEXPORT_TRUSTED_ISSUERS=str(file))
@@ -415,7 +417,7 @@ def test_a_list_of_issuers_that_is_no_good_names_its_setting(unit: Unit, tmp_pat
     assert why in message
 
 
-def test_an_hmac_key_does_not_show_itself_where_its_set_is_no_good(unit: Unit, tmp_path: Path) -> None:
+def test_the_error_of_an_invalid_set_of_keys_shows_no_hmac_key(unit: Unit, tmp_path: Path) -> None:
     issuer = Issuer(tmp_path / "issuer", "HS256")
     issuer.write()
     for key in ({"kty": "oct", "k": b64(b"canary-key")}, {"kty": "oct", "k": "canary key", "kid": "x"}):
@@ -426,8 +428,8 @@ def test_an_hmac_key_does_not_show_itself_where_its_set_is_no_good(unit: Unit, t
         assert b64(b"canary-key") not in program.log.read_text()
 
 
-def test_a_part_is_one_text_only(issuer: Issuer) -> None:
-    """A base64 text may end in bits that stand for nothing: with others there it is another text, and no token."""
+def test_each_part_has_only_one_valid_encoding(issuer: Issuer) -> None:
+    """The last bits of a base64 text may be unused. A token with other unused bits is refused."""
     token, judge = issuer.token(), build(issuer)
     start, last = token[:-1], token[-1]
     others = [letter for letter in ascii_letters + digits + "-_" if letter != last]
