@@ -29,6 +29,7 @@ def test_each_cell_has_its_own_outcome_in_the_order_asked_for(unit: Unit) -> Non
     unit.add_cell("other")
     unit.add_cell("damaged")
     (unit.directory / "cells/damaged/cell.toml").write_text("owner =")
+
     started = unit.begin("one", cell="other")
     cells = ["other", "nowhere", "demo", "", "../demo", "damaged", "other"]
     entries = batch(unit, cells)

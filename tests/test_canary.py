@@ -26,6 +26,7 @@ print(json.dumps([time.monotonic() - began, steady() - began_steady]), flush=Tru
 def test_a_pause_of_the_whole_process_does_not_count() -> None:
     command = [sys.executable, "-c", PAUSED]
     environment = {"PYTHONPATH": str(ROOT / "tests" / "support")}
+
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -38,5 +39,6 @@ def test_a_pause_of_the_whole_process_does_not_count() -> None:
         process.stdin.write("\n")
         process.stdin.flush()
         real, steady = json.loads(process.stdout.readline())
+
     assert real >= 1
     assert steady < real - 0.8

@@ -37,13 +37,16 @@ def test_a_queued_export_ends_at_once_and_its_name_is_free(unit: Unit, exporter:
     note = (unit.snapshots / "demo" / "gone.error").read_text()
     assert note == '{"code":"PR500-CX-0001","message":{"lang":"en","value":"Cell export was interrupted. [CANCELLED]"}}'
     assert exporter.claim(wait=0) is None
+
     unit.begin("gone")
+
     assert exporter.must_claim().name == "gone"
 
 
 def test_an_exporter_learns_of_it_with_its_next_report(unit: Unit, exporter: HandExporter) -> None:
     unit.begin("running")
     claimed = exporter.must_claim()
+
     assert not exporter.report(claimed, 1, 10)
     status = unit.cancel()
     assert status.state == CellExport.STATE_EXPORTING
@@ -52,6 +55,7 @@ def test_an_exporter_learns_of_it_with_its_next_report(unit: Unit, exporter: Han
     with unchanged(unit):
         assert unit.cancel().exportation.cancel_requested
     ended = exporter.finish(claimed, *INTERRUPTED)
+
     assert ending(ended) == INTERRUPTED
 
 
@@ -68,6 +72,7 @@ def test_an_exporter_that_does_not_listen_is_cut_off_after_a_lease(unit: Unit, e
     unit.cancel()
     cancelled, cancelled_steady = time.monotonic(), steady()
     sequence = 0
+
     while unit.get().state == CellExport.STATE_EXPORTING:
         assert steady() - cancelled_steady < unit.lease_seconds + 1
         sequence += 1
@@ -80,6 +85,7 @@ def test_an_exporter_that_does_not_listen_is_cut_off_after_a_lease(unit: Unit, e
     assert ending(unit.get()) == INTERRUPTED
     with pytest.raises(grpc.RpcError) as refusal:
         exporter.report(claimed, sequence + 1, 10)
+
     assert refused(refusal) == ("ABORTED", "LEASE_LOST")
 
 
@@ -98,6 +104,7 @@ def test_it_needs_root(unit: Unit) -> None:
     (unit.directory / "cells/demo/cell.toml").write_text(ACCESS_FILE)
     unit.start_server(CELLEXPORT_UNIT_SECRET=SECRET)
     unit.begin("kept")
+
     for token, expected in (
         ("guessed", ("UNAUTHENTICATED", "TOKEN_INVALID")),
         (resident("staff"), ("PERMISSION_DENIED", "PRIVILEGE_LACKING")),
@@ -115,6 +122,7 @@ def test_the_bundled_exporter_stops_within_a_heartbeat_and_leaves_no_zip(unit: U
     unit.start_server()
     unit.start_gateway()
     exporter = unit.start_exporter()
+
     with Oracle(unit):
         unit.begin("huge")
         eventually(lambda: unit.get().exportation.bytes_done > 0)
@@ -125,6 +133,7 @@ def test_the_bundled_exporter_stops_within_a_heartbeat_and_leaves_no_zip(unit: U
         assert steady() - begun < 2
         assert ending(status) == INTERRUPTED
         assert [path.name for path in (unit.snapshots / "demo").iterdir()] == ["huge.error"]
+
     assert exporter.process.poll() is None
     assert TOKEN not in exporter.log.read_text()
 
@@ -155,12 +164,14 @@ def test_an_export_that_reports_and_does_not_move_is_stalled_until_it_does(unit:
     unit.lease_seconds = 1.0
     unit.start_server()
     unit.start_gateway()
+
     with unit.channel() as channel:
         exporter = HandExporter(channel)
         unit.begin("stuck")
         claimed = exporter.must_claim()
         sequence = 0
         begun, begun_steady = time.monotonic(), steady()
+
         while not unit.get().exportation.stalled:
             assert steady() - begun_steady < 4 * unit.lease_seconds + 2
             sequence += 1
@@ -171,22 +182,26 @@ def test_an_export_that_reports_and_does_not_move_is_stalled_until_it_does(unit:
         exporter.report(claimed, sequence + 1, 40)
         assert unit.get().exportation.stalled
         exporter.report(claimed, sequence + 2, 41)
+
         assert not unit.get().exportation.stalled
 
 
 def test_to_be_called_stalled_renews_no_lease(unit: Unit) -> None:
     unit.lease_seconds = 1.0
     unit.start_server()
+
     with unit.channel() as channel:
         exporter = HandExporter(channel)
         unit.begin("dies")
         claimed = exporter.must_claim()
         last = steady()
         sequence = 0
+
         while not unit.get().exportation.stalled:
             sequence += 1
             last = steady()
             exporter.report(claimed, sequence, 40)
             threading.Event().wait(0.1)
         unit.wait_until_ready(within=3)
+
         assert steady() - last < unit.lease_seconds + 1

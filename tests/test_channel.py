@@ -36,6 +36,7 @@ def test_only_what_may_be_done_twice_is_tried_again() -> None:
         for file, name in ((cell_export_pb2, "CellExportService"), (exporter_pb2, "ExporterService"))
     ]
     methods = {(service.full_name, method.name) for service in services for method in service.methods}
+
     assert {method for _, method in methods - named if not method.startswith("Watch")} == {
         "StartCellExport",
         "CancelCellExport",
@@ -45,6 +46,7 @@ def test_only_what_may_be_done_twice_is_tried_again() -> None:
 def test_a_report_whose_connection_breaks_is_sent_again_and_counts_once(unit: Unit) -> None:
     unit.start_server()
     unit.begin()
+
     with ChaosProxy(unit.grpc_port) as proxy, client.channel(f"127.0.0.1:{proxy.port}") as channel:
         exporter = HandExporter(channel)
         claimed = exporter.must_claim()
@@ -52,6 +54,7 @@ def test_a_report_whose_connection_breaks_is_sent_again_and_counts_once(unit: Un
             proxy.cut_next(0)
             assert not exporter.report(claimed, sequence, sequence * 10)
         assert proxy.resets >= 5
+
     assert unit.get().exportation.progress_percent == 50
 
 
@@ -69,6 +72,7 @@ def test_what_the_server_itself_refuses_for_its_store_is_not_asked_again(unit: U
 def test_a_flood_of_pings_ends_its_own_connection_and_no_other(unit: Unit) -> None:
     unit.start_server()
     answer = b""
+
     with unit.channel() as channel, socket.create_connection(("127.0.0.1", unit.grpc_port), 5) as flood:
         exporter = HandExporter(channel)
         waiting = exporter.stub.ClaimExport.future(
@@ -76,6 +80,7 @@ def test_a_flood_of_pings_ends_its_own_connection_and_no_other(unit: Unit) -> No
         )
         flood.sendall(PREFACE + frame(SETTINGS, 0, 0, b""))
         pause = threading.Event()
+
         try:
             for number in range(500):
                 flood.sendall(frame(PING, 0, 0, number.to_bytes(8, "big")))
@@ -88,7 +93,9 @@ def test_a_flood_of_pings_ends_its_own_connection_and_no_other(unit: Unit) -> No
                 answer += more
         except ConnectionError:
             pass
+
         assert not waiting.result().HasField("claimed_export")
+
     # GOAWAY with the error code ENHANCE_YOUR_CALM.
     assert answer.endswith(b"\x00\x00\x00\x0btoo_many_pings")
 
@@ -166,5 +173,6 @@ def test_connections_that_grow_old_are_replaced_and_nobody_notices(unit: Unit) -
         # Longer than the maximum age of a connection, and within its grace.
         assert exporter.claim(wait=4) is None
         assert time.monotonic() - begun > 3
+
     assert outcomes.keys() == {200}
     assert outcomes.total() > 100

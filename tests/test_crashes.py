@@ -71,6 +71,7 @@ def wait_for_the_end(unit: Unit) -> CellExport:
 def test_a_killed_server_loses_nothing_and_the_export_goes_on(busy_unit: Unit) -> None:
     server = busy_unit.programs[0]
     assert busy_unit.http().status == 200
+
     with Oracle(busy_unit), watching(busy_unit) as answers:
         before = busy_unit.get()
         server.kill()
@@ -92,6 +93,7 @@ def test_a_killed_server_loses_nothing_and_the_export_goes_on(busy_unit: Unit) -
 def test_a_killed_exporter_ends_its_export_within_the_lease(busy_unit: Unit) -> None:
     exporter = busy_unit.programs[2]
     assert busy_unit.http().status == 200
+
     with Oracle(busy_unit):
         exporter.kill()
         killed = steady()
@@ -104,9 +106,11 @@ def test_a_killed_exporter_ends_its_export_within_the_lease(busy_unit: Unit) -> 
             Outcome.REASON_LEASE_EXPIRED,
         )
         assert files(busy_unit) == ["busy.error"]
+
         (busy_unit.directory / "cells" / "demo" / "webdav" / "large").unlink()
         busy_unit.start_exporter()
         busy_unit.begin("busy")
+
         assert wait_for_the_end(busy_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
 
 
@@ -147,6 +151,7 @@ def test_a_server_shuts_down_although_exporters_wait(unit: Unit) -> None:
 def test_while_a_server_is_replaced_each_request_gets_the_status_or_503(unit: Unit) -> None:
     server = unit.start_server()
     unit.start_gateway()
+
     with ExitStack() as stack:
         watches = [stack.enter_context(watching(unit)) for _ in range(8)]
         for _ in range(4):
@@ -154,6 +159,7 @@ def test_while_a_server_is_replaced_each_request_gets_the_status_or_503(unit: Un
             assert server.terminate() == 0
             server = unit.start_server()
     seen = {(status, text) for answers in watches for _, status, text in answers}
+
     assert seen <= {(200, "ready"), (503, "PR503-SV-0002")}
 
 
@@ -161,11 +167,13 @@ def test_an_exporter_that_was_paused_past_its_lease_publishes_nothing(busy_unit:
     exporter = busy_unit.programs[2]
     exporter.signal(signal.SIGSTOP)
     assert busy_unit.wait_until_ready().last_outcome.reason == Outcome.REASON_LEASE_EXPIRED
+
     exporter.signal(signal.SIGCONT)
     exporter.wait_for_log("export given up: it is not ours any more")
     assert files(busy_unit) == ["busy.error"]
     (busy_unit.directory / "cells" / "demo" / "webdav" / "large").unlink()
     busy_unit.begin("busy")
+
     assert wait_for_the_end(busy_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
 
 
@@ -173,6 +181,7 @@ def test_an_exporter_that_was_paused_past_its_lease_publishes_nothing(busy_unit:
 def test_a_paused_server_costs_no_living_exporter_its_lease(busy_unit: Unit) -> None:
     server = busy_unit.programs[0]
     assert busy_unit.http().status == 200
+
     server.signal(signal.SIGSTOP)
     begun = steady()
     answer = busy_unit.http()
@@ -180,6 +189,7 @@ def test_a_paused_server_costs_no_living_exporter_its_lease(busy_unit: Unit) -> 
     assert steady() - begun < 3
     threading.Event().wait(busy_unit.lease_seconds)
     server.signal(signal.SIGCONT)
+
     assert busy_unit.get().state == CellExport.STATE_EXPORTING
     assert wait_for_the_end(busy_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
 
@@ -189,6 +199,7 @@ def test_an_exporter_publishes_only_after_the_server_was_heard(unit: Unit) -> No
         large.truncate(200 * 1024**2)
     server = unit.start_server()
     exporter = unit.start_exporter()
+
     unit.begin("late")
     eventually(lambda: unit.get().exportation.progress_percent > 0)
     server.kill()
@@ -197,6 +208,7 @@ def test_an_exporter_publishes_only_after_the_server_was_heard(unit: Unit) -> No
     assert files(unit) == [part.name]
     unit.start_server()
     unit.wait_until_ready(within=unit.lease_seconds + 5)
+
     assert files(unit) == ["late.zip"]
     assert exporter.process.poll() is None
 
@@ -207,6 +219,7 @@ def test_an_export_published_by_an_exporter_that_died_before_saying_so_has_succe
     # The first fsync is for the part. The second is for the directory, after the part was renamed to the zip.
     inject = "inject=fsync:signal=SIGKILL:when=2"
     exporter = unit.start_exporter("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "-e", inject)
+
     unit.begin("published")
     exporter.process.wait(60)
     status = unit.wait_until_ready(within=unit.lease_seconds + 2)
@@ -230,12 +243,14 @@ def test_parts_of_the_dead_are_swept_and_those_of_the_living_are_not(busy_unit: 
 def test_a_gateway_that_starts_first_finds_the_server_when_it_comes(unit: Unit) -> None:
     gateway = unit.start_gateway()
     begun = steady()
+
     answer = unit.http()
     assert steady() - begun < 3
     assert (answer.status, answer.code) == (503, "PR503-SV-0002")
     assert answer.headers["retry-after"] == "1"
     unit.start_server()
     eventually(lambda: unit.http().status == 200, within=2)
+
     assert gateway.process.poll() is None
 
 

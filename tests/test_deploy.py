@@ -58,6 +58,7 @@ def number(spec: dict[str, Any], setting: str) -> float:
 def test_the_procfile_runs_a_unit_and_ends_it(unit: Unit) -> None:
     path = f"{BIN}:{os.environ['PATH']}"
     output = unit.directory.parent / "honcho.log"
+
     with output.open("wb") as log:
         honcho = subprocess.Popen(
             [BIN / "honcho", "-f", DEPLOY / "Procfile", "start"],
@@ -84,6 +85,7 @@ def test_the_procfile_runs_a_unit_and_ends_it(unit: Unit) -> None:
     assert not accepts(unit.grpc_port)
     # All programs were stopped at once, and the exporter could still report the end of its export.
     unit.start_server()
+
     assert unit.get().last_outcome.reason == Outcome.REASON_SHUTDOWN
 
 
@@ -118,6 +120,7 @@ def test_a_systemd_unit_sets_what_its_program_reads(unit: Unit, name: str) -> No
     assert unknown(given) == []
     READ[name.removesuffix(".service")](given)
     stop = re.search(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)
+
     assert stop
     assert int(stop[1]) > float(given.get("CELLEXPORT_DRAIN_SECONDS", 0)) + LONGEST_GRACE_SECONDS
     assert set(re.findall(r"%d/(\w+)", text)) == set(re.findall(r"^LoadCredential=(\w+):", text, re.MULTILINE))
@@ -134,6 +137,7 @@ def test_a_pod_sets_what_its_program_reads_and_asks_where_it_listens(unit: Unit,
         (unit.directory / secret).write_text(SECRETS[secret])
     mounts = {mount["mountPath"]: mount["name"] for mount in spec["containers"][0].get("volumeMounts", [])}
     assert set(mounts.values()) == {volume["name"] for volume in spec.get("volumes", [])}
+
     for variable, value in given.items():
         if Path(value).is_absolute():
             place = next(path for path in mounts if Path(value).is_relative_to(path))
@@ -149,6 +153,7 @@ def test_a_pod_sets_what_its_program_reads_and_asks_where_it_listens(unit: Unit,
                 assert ports.get(question["port"], str(question["port"])) in listen
     pause = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     ending = number(spec, "CELLEXPORT_DRAIN_SECONDS") + LONGEST_GRACE_SECONDS + pause
+
     assert spec["terminationGracePeriodSeconds"] > ending
 
 
@@ -158,6 +163,7 @@ def test_what_belongs_together_in_the_manifests_has_the_same_labels_and_names() 
     selectors = [service["selector"] for service in services.values()]
     selectors += [budget["spec"]["selector"]["matchLabels"] for budget in of_kind("PodDisruptionBudget")]
     selectors += [deployment["spec"]["selector"]["matchLabels"] for deployment in of_kind("Deployment")]
+
     for policy in of_kind("NetworkPolicy"):
         selectors.append(policy["spec"]["podSelector"]["matchLabels"])
         selectors += [

@@ -100,11 +100,13 @@ def test_servers_that_are_killed_or_replaced_behind_envoy_fail_no_request(mesh: 
     eventually(lambda: unit.http().status == 200)
     callers: list[Caller] = [HttpCaller(ports=[unit.http_port]) for _ in range(5)]
     callers += [GrpcCaller(target=target) for _ in range(3)]
+
     with ExitStack() as stack:
         followers = [stack.enter_context(following(unit)) for _ in range(4)]
         for caller in callers:
             stack.enter_context(meanwhile(caller.run))
         stack.enter_context(mostly_ready(unit))
+
         with meanwhile(partial(export, target)):
             mesh.servers[0].kill()
             mesh.replace(0)
@@ -127,6 +129,7 @@ def test_servers_that_are_killed_or_replaced_behind_envoy_fail_no_request(mesh: 
     assert max(caller.slowest for caller in callers) < 3
     for follower in followers:
         follower.judge()
+
     assert min(shares) > sum(shares) / 4
 
 
@@ -163,6 +166,7 @@ def drain(mesh: Mesh, number: int) -> None:
 def test_envoy_passes_refusals_on_and_retries_do_not_multiply(mesh: Mesh) -> None:
     unit = mesh.unit
     unit.start_gateway()
+
     # A caller can change neither Envoy's time limits nor its retries.
     with unit.channel() as channel:
         meddling = HandExporter(channel)
@@ -185,6 +189,7 @@ def test_envoy_passes_refusals_on_and_retries_do_not_multiply(mesh: Mesh) -> Non
     before = mesh.envoy.stats("http.callers.downstream_rq_")["total"]
     with unit.channel() as channel, pytest.raises(grpc.RpcError) as error:
         HandExporter(channel).claim(wait=0)
+
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
     assert mesh.envoy.stats("http.callers.downstream_rq_")["total"] == before + 1
     assert unit.http().code == "PR503-SV-0002"
@@ -216,6 +221,7 @@ def test_envoy_retries_the_same_methods_as_our_own_channel() -> None:
         exporter_pb2.DESCRIPTOR.services_by_name["ExporterService"],
     ]
     paths = {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
+
     assert {path for path in paths if "reset" in route(path)["retry_policy"]["retry_on"]} == safe
     assert {path for path in paths if route(path)["timeout"] == "0s"} == {
         "/cellexport.v1.CellExportService/WatchCellExport",

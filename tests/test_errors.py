@@ -174,6 +174,7 @@ def test_the_same_verdict_over_http_and_grpc(unit: Unit, tmp_path: Path, row: Ro
     issuer.write()
     unit.start_server(CELLEXPORT_UNIT_SECRET=SECRET, **issuer.settings)
     unit.start_gateway()
+
     with unit.channel() as channel:
         # Connect before `prepare` harms the server, like the gateway.
         call(channel, Row("first", 200, "", "", "", "", GOOD))
@@ -193,6 +194,7 @@ def test_the_same_verdict_over_http_and_grpc(unit: Unit, tmp_path: Path, row: Ro
     if not row.reason:
         assert info is None
         return
+
     assert info is not None
     assert (info.reason, info.domain, info.metadata["personium_code"]) == (row.reason, "cellexport", row.code)
     # A shorter delay would flood the server, and a longer one would keep the caller waiting.
@@ -224,6 +226,7 @@ def test_a_full_disk_is_reported_and_the_status_is_still_returned(unit: Unit, tm
     mount = f'mount -t tmpfs -o size=96k tmpfs {small} && exec "$@"'
     unit.start_server("unshare", "-m", "sh", "-c", mount, "sh", CELLEXPORT_STORE=f"sqlite:///{small}/export.db")
     unit.start_gateway()
+
     answers = [unit.http("POST", f"/cell{number}/__export") for number in range(30)]
     assert answers[0].status == 202
     refused = [answer for answer in answers if answer.status != 202]
@@ -235,6 +238,7 @@ def test_a_full_disk_is_reported_and_the_status_is_still_returned(unit: Unit, tm
     with pytest.raises(grpc.RpcError) as raised:
         unit.begin(cell="cell29")
     info = client.error_info(raised.value)
+
     assert info is not None
     assert (raised.value.code().name, info.reason) == ("RESOURCE_EXHAUSTED", "NO_SPACE")
 

@@ -43,8 +43,10 @@ def logged(unit: Unit, type_: str, count: int = 1) -> list[dict[str, str]]:
 def test_each_returned_status_is_an_event_in_the_known_layout(unit: Unit) -> None:
     unit.start_server()
     unit.start_gateway()
+
     unit.http(headers={"X-Personium-RequestKey": "my-key"})
     eventually(lambda: (unit.directory / "log" / "event.log").read_text() or None)
+
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z,\[INFO \],"
         r'"my-key","false",null,null,"cell\.export\.status","personium-localcell:/__export","ready"\n',
@@ -56,6 +58,7 @@ def test_an_export_is_logged_from_its_start_to_its_end(unit: Unit) -> None:
     unit.start_server()
     unit.start_gateway()
     unit.http("POST", body=b'{"Name":"one"}', headers={"X-Personium-RequestKey": "the-start"})
+
     with unit.channel() as channel:
         exporter = HandExporter(channel)
         claimed = exporter.must_claim()
@@ -134,6 +137,7 @@ def test_whatever_goes_in_one_event_is_one_line(key: str, schema: str | None, su
     [row] = csv.reader([line])
     assert len(row) == len(COLUMNS)
     assert row[0] == "2017-02-13T09:00:00.000Z"
+
     for given_text, read in ((key, row[2]), (schema, row[4]), (subject, row[5]), (info, row[8])):
         if given_text is not None and given_text.isprintable():
             assert read == given_text
@@ -248,6 +252,7 @@ def test_a_pipe_that_nobody_empties_keeps_no_server_from_its_end(unit: Unit, tmp
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     server = unit.start_server(CELLEXPORT_EVENT_LOG=str(pipe))
     fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+
     for _ in range(50):
         assert unit.get().cell == "demo"
     begun = steady()

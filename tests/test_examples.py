@@ -191,6 +191,7 @@ def test_a_node_program_logs_once_that_the_server_is_lost_and_once_that_it_is_ba
         process.terminate()
         process.wait(60)
     said = output.read_text()
+
     assert re.search(unasked(".*ECONNREFUSED.*", target(unit)), said)
     assert said.count("could not be asked") == said.count("answers again") == 1
 
@@ -205,6 +206,7 @@ def test_a_caller_speaks_tls_and_presents_a_certificate(
         CELLEXPORT_GRPC_TLS_KEY=str(server.key),
         CELLEXPORT_GRPC_TLS_CLIENT_CA=str(authority.file),
     )
+
     assert run(unit, *caller["status"], "demo").returncode == 1
     unit.settings |= {
         "CELLEXPORT_GRPC_CA": str(authority.file),
@@ -213,6 +215,7 @@ def test_a_caller_speaks_tls_and_presents_a_certificate(
         "CELLEXPORT_GRPC_SERVER_NAME": "export.example",
     }
     finished = run(unit, *caller["status"], "demo")
+
     assert (finished.returncode, finished.stdout.split()[-1]) == (0, "ready"), finished.stderr
 
 
@@ -222,6 +225,7 @@ def test_a_watch_goes_on_after_a_killed_server_and_ends_when_the_cell_is_ready(
     server = unit.start_server()
     unit.begin("one")
     output = tmp_path / "watch"
+
     with running(unit, output, *caller["watch"], "demo") as watch:
         eventually(lambda: "exporting 0% one" in output.read_text())
         server.kill()
@@ -230,6 +234,7 @@ def test_a_watch_goes_on_after_a_killed_server_and_ends_when_the_cell_is_ready(
         assert watch.wait(30) == 0
     seen = re.findall(r"^([0-9]+) (\w+)", output.read_text(), re.MULTILINE)
     revisions = [int(revision) for revision, _ in seen]
+
     assert revisions == sorted(set(revisions)), "a revision was printed twice"
     assert seen[-1][1] == "ready"
     assert "RESULT_SUCCEEDED REASON_UNSPECIFIED one" in output.read_text()
@@ -239,6 +244,7 @@ def test_a_watch_goes_on_after_a_killed_server_and_ends_when_the_cell_is_ready(
 def test_the_shell_script_starts_an_export_and_waits_as_the_gateway_asks(unit: Unit, tmp_path: Path) -> None:
     unit.start_gateway()
     output = tmp_path / "export"
+
     with running(unit, output, SHELL / "export.sh", "demo", "one") as script:
         # No server runs yet, so the gateway answers with Retry-After.
         eventually(lambda: re.search("PR503-SV-0002.*: again in [0-9]+ s", output.read_text()))
@@ -257,6 +263,7 @@ def test_the_shell_script_ends_with_an_error_where_it_started_nothing(unit: Unit
     unit.start_server()
     unit.start_gateway()
     unit.start_exporter()
+
     unit.begin("one")
     unit.wait_until_ready()
     again = run(unit, SHELL / "export.sh", "demo", "one")
@@ -264,6 +271,7 @@ def test_the_shell_script_ends_with_an_error_where_it_started_nothing(unit: Unit
     assert "PR409-DV-0002" in again.stderr
     unit.programs[1].terminate()
     away = run(unit, "env", "TRIES=2", SHELL / "export.sh", "demo", "two")
+
     assert (away.returncode, away.stdout) == (1, "")
     assert away.stderr.endswith("given up after 2 tries: no answer\n")
     assert run(unit, SHELL / "export.sh", token="").returncode == 2
@@ -274,6 +282,7 @@ def test_the_shell_script_does_not_repeat_a_start_whose_answer_was_lost(unit: Un
     unit.start_server()
     unit.start_gateway()
     output = tmp_path / "export"
+
     with ChaosProxy(unit.http_port) as proxy:
         proxy.cut_next(0)
         url = f"URL=http://127.0.0.1:{proxy.port}"
@@ -281,6 +290,7 @@ def test_the_shell_script_does_not_repeat_a_start_whose_answer_was_lost(unit: Un
             eventually(lambda: '"exportation_name":"one"' in output.read_text())
             unit.start_exporter()
             assert script.wait(30) == 0
+
     assert proxy.resets == 1
     assert "no answer: again in 1 s" in output.read_text()
     assert "409" not in output.read_text()
@@ -292,6 +302,7 @@ def test_the_shell_script_watches_without_a_copy_of_the_contract(unit: Unit) -> 
     unit.begin("one")
     unit.start_exporter()
     buf = Path(sys.executable).parent / "buf"
+
     watched = subprocess.run(
         [SHELL / "watch.sh", "demo"],
         env=variables(unit) | {"BUF": str(buf)},
@@ -299,6 +310,7 @@ def test_the_shell_script_watches_without_a_copy_of_the_contract(unit: Unit) -> 
         text=True,
         timeout=60,
     )
+
     assert watched.returncode == 0, watched.stderr
     assert '"state": "STATE_READY"' in watched.stdout
 
@@ -330,6 +342,7 @@ def test_the_exporter_in_node_makes_the_snapshot_that_the_bundled_one_makes(
     (odata / "10_box.pjson").write_text("{}\n")
     (odata / "other").touch()
     unit.start_server()
+
     with node_exporter(unit, node, tmp_path / "exporter") as process:
         unit.begin("theirs")
         assert unit.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
@@ -343,6 +356,7 @@ def test_the_exporter_in_node_makes_the_snapshot_that_the_bundled_one_makes(
     unit.wait_until_ready()
     theirs, ours = (unit.snapshots / "demo" / f"{name}.zip" for name in ("theirs", "ours"))
     verified = run(unit, sys.executable, "-m", "server.exporter", "verify", theirs)
+
     assert verified.returncode == 0, verified.stdout
     assert ": complete: " in verified.stdout
     assert listed(theirs) == listed(ours)
@@ -377,6 +391,7 @@ def test_an_export_of_the_exporter_in_node_ends_with_it_and_leaves_no_zip(
 ) -> None:
     add_large_file(unit)
     unit.start_server()
+
     with node_exporter(unit, node, tmp_path / "exporter") as process:
         unit.begin("one")
         part = eventually(lambda: begun(unit))
@@ -394,6 +409,7 @@ def test_an_export_of_the_exporter_in_node_ends_with_it_and_leaves_no_zip(
         "killed": Outcome.REASON_LEASE_EXPIRED,
         "cancelled": Outcome.REASON_CANCELLED,
     }
+
     assert (outcome.result, outcome.reason) == (Outcome.RESULT_INTERRUPTED, reasons[how])
     assert {path.name for path in part.parent.iterdir()} == {"one.error"}
 
@@ -403,6 +419,7 @@ def test_an_exporter_in_node_that_was_given_up_on_publishes_nothing(unit: Unit, 
     unit.start_server()
     output = tmp_path / "exporter"
     add_large_file(unit)
+
     with node_exporter(unit, node, output) as process:
         unit.begin("one")
         eventually(lambda: begun(unit))
@@ -410,6 +427,7 @@ def test_an_exporter_in_node_that_was_given_up_on_publishes_nothing(unit: Unit, 
         outcome = unit.wait_until_ready().last_outcome
         process.send_signal(signal.SIGCONT)
         eventually(lambda: "export given up" in output.read_text())
+
     assert outcome.reason == Outcome.REASON_LEASE_EXPIRED
     assert not (unit.snapshots / "demo" / "one.zip").exists()
 
@@ -421,6 +439,7 @@ def test_the_node_exporter_goes_on_without_the_server_and_publishes_after_its_re
     size = 256 * 1024**2
     add_large_file(unit, size)
     server = unit.start_server()
+
     with node_exporter(unit, node, tmp_path / "exporter"):
         unit.begin("one")
         part = eventually(lambda: begun(unit))
@@ -429,4 +448,5 @@ def test_the_node_exporter_goes_on_without_the_server_and_publishes_after_its_re
         assert [path.suffix for path in part.parent.iterdir()] == [".part"]
         unit.start_server()
         assert unit.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
+
     assert [path.suffix for path in part.parent.iterdir()] == [".zip"]

@@ -40,6 +40,7 @@ def test_a_real_tree_is_exported_whole_and_each_percent_is_true(unit: Unit, tmp_
     webdav = unit.directory / "cells" / "demo" / "webdav"
     library = Path(sysconfig.get_path("stdlib"))
     number = 0
+
     while sum(len(files) for _, _, files in os.walk(webdav)) < 10_000:
         number += 1
         ignored = shutil.ignore_patterns("site-packages", "__pycache__")
@@ -92,6 +93,7 @@ def test_the_data_part_is_whole_whether_or_not_the_cell_has_it(unit: Unit) -> No
     assert found["10_odata/10_box.pjson"]["size"] == 16
     assert found["10_odata/80_link.pjson"]["size"] == 0
     assert found["10_odata/other.txt"] == {"name": "10_odata/other.txt", "skipped": "not a known part of a cell"}
+
     with zipfile.ZipFile(unit.snapshots / "demo" / "snap.zip") as snapshot:
         assert json.loads(snapshot.read("10_odata/00_cell.json")) == {
             "_id": "demo",
@@ -112,6 +114,7 @@ def test_links_are_never_followed_and_special_files_are_listed(unit: Unit, tmp_p
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(webdav / "socket"))
     (webdav / "empty" / "inner").mkdir(parents=True)
+
     assert run_export(unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
     found = entries(unit)
     skipped = {name: line["skipped"] for name, line in found.items() if "skipped" in line}
@@ -155,6 +158,7 @@ def test_odd_names_and_dates_survive(unit: Unit) -> None:
             file.write(b"of " + name)
     os.utime(os.path.join(webdav, b"CASE"), (0, -86400))  # noqa: PTH118
     os.utime(os.path.join(webdav, b"case"), (0, 5_000_000_000))  # noqa: PTH118
+
     assert run_export(unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
     found = {name: line for name, line in entries(unit).items() if name.startswith("20_webdav/")}
     assert len(found) == len(odd) + 1
@@ -176,6 +180,7 @@ def test_a_file_of_two_gigabytes_shows_progress_and_needs_no_more_memory(unit: U
     unit.start_server()
     # The exporter's address space, threads and libraries included, is smaller than the file.
     exporter = unit.start_exporter("prlimit", f"--as={2 * 1024**3}")
+
     unit.begin("huge")
     seen: set[int] = set()
 
@@ -185,6 +190,7 @@ def test_a_file_of_two_gigabytes_shows_progress_and_needs_no_more_memory(unit: U
         return status.state == CellExport.STATE_READY
 
     eventually(is_ready, within=200)
+
     assert exporter.peak_memory() < 150 * 1024 * 1024
     assert len(seen) > 10
     assert unit.get().last_outcome.result == Outcome.RESULT_SUCCEEDED
@@ -226,6 +232,7 @@ def test_what_cannot_be_read_fails_the_export_and_says_so(unit: Unit) -> None:
     unit.start_server()
     # Root without the capabilities that let it read any file.
     unit.start_exporter("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+
     unit.begin("unreadable")
     assert unit.wait_until_ready().last_outcome.reason == Outcome.REASON_SOURCE_UNREADABLE
     directory = unit.snapshots / "demo"
@@ -241,12 +248,14 @@ def test_a_snapshot_too_large_for_its_place_fails_and_the_next_try_succeeds(unit
     (webdav / "noise").write_bytes(random.Random(1).randbytes(3_000_000))
     unit.start_server()
     small = unit.start_exporter("prlimit", "--fsize=1000000")
+
     unit.begin("large")
     assert unit.wait_until_ready().last_outcome.reason == Outcome.REASON_NO_SPACE
     assert [path.name for path in (unit.snapshots / "demo").iterdir()] == ["large.error"]
     assert small.terminate() == 0
     unit.start_exporter()
     unit.begin("large")
+
     assert unit.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
     assert [path.name for path in (unit.snapshots / "demo").iterdir()] == ["large.zip"]
 
@@ -257,6 +266,7 @@ def test_sigterm_ends_an_export_cleanly_and_soon(unit: Unit) -> None:
         huge.truncate(50 * 1024**3)
     unit.start_server()
     exporter = unit.start_exporter()
+
     unit.begin("cut")
     eventually(lambda: unit.get().exportation.bytes_done > 0)
     assert exporter.terminate() == 0
@@ -284,6 +294,7 @@ def test_a_refused_token_ends_the_exporter_with_one_clear_sentence(unit: Unit) -
 def test_the_limit_on_open_files_does_not_bound_the_depth_of_a_tree(unit: Unit) -> None:
     webdav = unit.directory / "cells" / "demo" / "webdav"
     here = os.open(webdav, os.O_RDONLY)
+
     for _ in range(300):
         os.mkdir("d", dir_fd=here)
         below = os.open("d", os.O_RDONLY, dir_fd=here)
@@ -293,5 +304,6 @@ def test_the_limit_on_open_files_does_not_bound_the_depth_of_a_tree(unit: Unit) 
     os.close(here)
     unit.start_server()
     unit.start_exporter("prlimit", "--nofile=64:64")
+
     assert run_export(unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
     assert "20_webdav/" + "d/" * 300 + "leaf" in entries(unit)

@@ -54,6 +54,7 @@ def test_a_jwt_with_the_scope_claims_reports_and_finishes(mesh: Unit, issuer: Is
         assert mesh.get().exportation.progress_percent == 50
         last = HandExporter(channel, issuer.token(aud=UNIT_URL, scope=f"{REPORT} root"))
         ended = last.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_INTERNAL)
+
     assert ended.state == CellExport.STATE_READY
 
 
@@ -67,6 +68,7 @@ def test_nobody_else_may(mesh: Unit, issuer: Issuer) -> None:
         resident(): "TOKEN_INVALID",
         local("AU~", fields("6", issuer=UNIT_URL, scope=REPORT), issuer=UNIT_URL): "PRIVILEGE_LACKING",
     }
+
     with mesh.channel() as channel:
         for token, expected in refused.items():
             with pytest.raises(grpc.RpcError) as raised:
@@ -91,6 +93,7 @@ def test_nobody_else_may(mesh: Unit, issuer: Issuer) -> None:
                     act()
                 assert reason(raised) == expected
     status = mesh.get()
+
     assert (status.state, status.exportation.progress_percent) == (CellExport.STATE_EXPORTING, 0)
 
 
@@ -100,6 +103,7 @@ def test_a_lease_is_good_in_its_takers_hands_only(mesh: Unit, issuer: Issuer) ->
         taker = HandExporter(channel, issuer.token(aud=UNIT_URL, scope=REPORT))
         claimed = taker.must_claim()
         others = [TOKEN, *(issuer.token(aud=UNIT_URL, scope=REPORT, **who) for who in ({"sub": "x"}, {"sub": None}))]
+
         for token in others:
             with pytest.raises(grpc.RpcError) as raised:
                 HandExporter(channel, token).report(claimed, 1, 1)
@@ -149,6 +153,7 @@ def test_the_exporter_goes_on_with_the_token_that_is_in_its_file_by_then(mesh: U
     renew(file, issuer, 60)
     exporter.wait_for_log("the server answers again")
     mesh.begin()
+
     assert mesh.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
 
 
@@ -177,4 +182,5 @@ def test_a_token_that_ends_in_mid_export_costs_nothing_if_another_follows(mesh: 
     exporter.wait_for_log("the server takes reports again")
     # The export is larger than a gigabyte, which takes long on a busy machine.
     assert mesh.wait_until_ready(within=100).last_outcome.result == Outcome.RESULT_SUCCEEDED
+
     eventually(lambda: (mesh.snapshots / "demo").exists())

@@ -70,6 +70,7 @@ def test_a_living_exporter_keeps_its_export_whatever_the_clock_says(
         set_clock(seconds)
         jumped = time.monotonic()
         sequence = 1
+
         # Longer than the lease, after which a silent exporter's export is ended.
         while time.monotonic() - jumped < 1.5 * unit.lease_seconds:
             sequence += 1
@@ -112,6 +113,7 @@ def test_tokens_are_judged_by_the_wall_clock(unit: Unit, set_clock: SetClock) ->
     unit.start_gateway()
     allowed = said()
     set_clock(2 * HOUR)
+
     eventually(lambda: said() == "PR401-AU-0002")
     set_clock(0)
     eventually(lambda: said() == allowed)
@@ -121,6 +123,7 @@ def test_tokens_are_judged_by_the_wall_clock(unit: Unit, set_clock: SetClock) ->
 def test_a_report_that_arrives_after_its_lease_is_refused_and_changes_nothing(unit: Unit) -> None:
     unit.start_server()
     unit.begin()
+
     with (
         Oracle(unit, exporter=False),
         Wire(unit.grpc_port) as wire,
@@ -136,6 +139,7 @@ def test_a_report_that_arrives_after_its_lease_is_refused_and_changes_nothing(un
         over = unit.wait_until_ready()
         assert over.last_outcome.reason == Outcome.REASON_LEASE_EXPIRED
         assert not late.done()
+
         with unchanged(unit):
             wire.let_go()
             with pytest.raises(grpc.RpcError) as error:

@@ -81,6 +81,7 @@ def test_a_server_that_answers_late_is_a_504_in_time_and_costs_no_thread(unit: U
         proxy.latency = 0
         proxy.reset_all()
         eventually(lambda: unit.http().status == 200)
+
     assert quiet(unit)
 
 
@@ -102,6 +103,7 @@ def test_a_thousand_calls_whose_deadline_passes_are_stopped_in_the_server_too(un
     with Oracle(unit, exporter=False), unit.channel() as channel:
         exporter = HandExporter(channel)
         codes = set()
+
         for batch in range(10):
             calls = [
                 exporter.stub.ClaimExport.future(
@@ -131,6 +133,7 @@ def test_the_deadline_of_a_call_through_a_silent_network_is_the_callers_own(unit
         with pytest.raises(grpc.RpcError) as raised:
             stub.GetCellExport(asked, metadata=client.bearer(TOKEN), timeout=0.5)
         took, took_steady = time.monotonic() - begun, steady() - begun_steady
+
     assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert took > 0.4
     assert took_steady < 1.5
@@ -147,6 +150,7 @@ def test_a_status_whose_answer_is_cut_anywhere_is_asked_for_again(unit: Unit, pr
             # The cut may have hit other traffic of the server: remove it before the next round.
             proxy.cut_next(None)
             assert outcome(unit.http()) == READY
+
     # Most of the cuts hit: an answer is only slightly shorter than the longest cut.
     assert proxy.resets > 100
     assert quiet(unit)
@@ -167,6 +171,7 @@ def test_if_every_answer_is_cut_the_status_is_503_and_never_half(unit: Unit, pro
                 seen.add(answer.status)
         proxy.cut_each = None
         eventually(lambda: unit.http().status == 200, within=3)
+
     assert 503 in seen
     assert quiet(unit)
 
@@ -189,6 +194,7 @@ def test_a_call_whose_answer_is_cut_anywhere_is_unavailable(unit: Unit, proxy: C
             except grpc.RpcError as error:
                 codes.add(error.code())
             proxy.cut_next(None)
+
     assert codes == {grpc.StatusCode.UNAVAILABLE}
     assert proxy.resets > 100
 
@@ -232,10 +238,13 @@ def test_clients_that_go_away_meanwhile_leave_nothing_behind(unit: Unit, proxy: 
         assert seconds < 2 * IN_TIME
         proxy.latency = 0
         proxy.reset_all()
+
         eventually(lambda: unit.http().status == 200)
         with ThreadPoolExecutor(32) as clients:
             answers = list(clients.map(lambda _: outcome(unit.http()), range(64)))
+
         assert answers == [READY] * 64
+
     assert quiet(unit)
 
 
@@ -282,6 +291,7 @@ def test_an_export_over_a_line_of_64_kbit_is_seen_in_time_and_succeeds(unit: Uni
 
         unit.start_server(*inside)
         unit.start("gateway", *inside)
+
         eventually(lambda: ask()[0] == 200)
         unit.start_exporter(*inside)
         assert ask("-d", '{"Name":"slow"}')[0] == 202
@@ -292,4 +302,5 @@ def test_an_export_over_a_line_of_64_kbit_is_seen_in_time_and_succeeds(unit: Uni
     assert max(seconds for _, _, seconds in seen) < IN_TIME
     assert len(seen) > 1
     snapshots.read(unit.snapshots / "demo" / "slow.zip")
+
     assert quiet(unit)

@@ -53,6 +53,7 @@ def test_calls_to_a_killed_server_end_at_once_and_requests_in_time(unit: Unit) -
     server = unit.start_server()
     unit.start_gateway()
     assert unit.http().status == 200
+
     with Oracle(unit), unit.channel() as channel:
         exporter = HandExporter(channel)
         request = ClaimExportRequest(request_id="0123456789abcdef", wait=Duration(seconds=30))
@@ -65,6 +66,7 @@ def test_calls_to_a_killed_server_end_at_once_and_requests_in_time(unit: Unit) -
             exporter.claim(wait=0)
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
         assert steady() - killed < 2
+
         for _ in range(5):
             begun = steady()
             answer = unit.http()
@@ -81,12 +83,14 @@ def test_an_exporter_retries_reports_after_random_pauses(unit: Unit) -> None:
     make_large(unit, 50 * 1024**3)
     server = unit.start_server()
     unit.start_exporter()
+
     unit.begin()
     eventually(lambda: unit.get().exportation.bytes_done > 0)
     # A server without its store refuses every report at once, and logs the refusal.
     (unit.directory / "export.db").unlink()
     eventually(lambda: len(refused_reports(server)) > 20, within=40)
     pauses = [later - earlier for earlier, later in itertools.pairwise(refused_reports(server))]
+
     # A pause is 0.25 to 0.75 seconds plus 0.2 seconds. A busy machine makes pauses longer and never shorter, so check
     # only the shortest.
     assert 0.4 < min(pauses) < 0.65
@@ -175,6 +179,7 @@ def _wait_for_the_end(unit: Unit) -> Outcome:
 def test_a_gateway_that_is_killed_under_load_breaks_its_own_connections_only(unit: Unit) -> None:
     server = unit.start_server()
     gateway = unit.start_gateway()
+
     with Oracle(unit) as oracle, unchanged(unit), _load(unit) as results:
         eventually(lambda: sum(result == 200 for result in results) >= 50)
         eventually(lambda: oracle.history[unit.grpc_port, "demo"])
@@ -186,6 +191,7 @@ def test_a_gateway_that_is_killed_under_load_breaks_its_own_connections_only(uni
         eventually(lambda: results[broken:].count(200) >= 50)
         eventually(lambda: use(server).files <= before)
         assert _store(unit) == stored
+
     assert set(results) == {200, "broken"}
 
 
@@ -233,6 +239,7 @@ def test_what_nobody_waits_for_any_more_is_not_done_after_a_pause(unit: Unit) ->
     server = unit.start_server()
     unit.start_gateway()
     assert unit.http().status == 200
+
     with Oracle(unit, cells=("demo", "other", "third"), exporter=False), unit.channel() as channel:
         exporter = HandExporter(channel)
         unit.begin()
@@ -248,6 +255,7 @@ def test_what_nobody_waits_for_any_more_is_not_done_after_a_pause(unit: Unit) ->
         start = CellExportServiceStub(channel).StartCellExport
         asked = StartCellExportRequest(cell="other")
         _expect_deadline(1.0, lambda: start(asked, metadata=exporter.metadata, timeout=1))
+
         for method, cell in (("GET", "demo"), ("POST", "third")):
             begun = steady()
             answer = unit.http(method, f"/{cell}/__export")
@@ -288,6 +296,7 @@ def test_a_server_that_shuts_down_answers_open_calls_and_ends_waiting_calls(unit
     unit.start_gateway()
     assert unit.http().status == 200
     oracle = Oracle(unit, cells=("demo", "other"), exporter=False)
+
     with oracle, unit.channel() as channel, ThreadPoolExecutor(2) as pool:
         exporter = HandExporter(channel)
         unit.begin()
@@ -300,6 +309,7 @@ def test_a_server_that_shuts_down_answers_open_calls_and_ends_waiting_calls(unit
             )
             for number in range(20)
         ]
+
         with _slow_disk(server, unit.directory.parent / "strace") as syncs:
             start = pool.submit(unit.http, "POST", "/other/__export")
             eventually(lambda: syncs() > 0)
@@ -355,9 +365,11 @@ def test_an_exporter_that_shuts_down_gives_its_export_back_at_once(unit: Unit) -
     unit.start_gateway()
     exporter = unit.start_exporter()
     assert unit.http().status == 200
+
     with Oracle(unit):
         unit.begin("cut")
         eventually(lambda: unit.get().exportation.progress_percent >= 40)
+
         exporter.signal(signal.SIGTERM)
         signalled = steady()
         eventually(lambda: unit.status() == {"status": "ready"}, within=2)
@@ -382,10 +394,12 @@ def test_an_exporter_without_memory_ends_its_export_in_time_and_leaves_nothing_h
     assert unit.http().status == 200
     match = re.search(r"VmSize:\s+(\d+) kB", Path(f"/proc/{exporter.process.pid}/status").read_text())
     assert match
+
     with Oracle(unit):
         # The exporter keeps its memory and gets no more.
         limit = f"--as={int(match[1]) * 1024}"
         subprocess.run(["prlimit", "--pid", str(exporter.process.pid), limit], check=True)
+
         unit.begin("tight")
         eventually(lambda: unit.status() == {"status": "ready"}, within=unit.lease_seconds + 2)
         outcome = unit.get().last_outcome
@@ -395,6 +409,7 @@ def test_an_exporter_without_memory_ends_its_export_in_time_and_leaves_nothing_h
         unit.start_exporter()
         assert files(unit) == ["tight.error"]
         unit.begin("tight")
+
         assert unit.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
         assert files(unit) == ["tight.zip"]
 
@@ -409,6 +424,7 @@ def test_an_application_that_was_made_before_a_fork_serves_in_every_worker(unit:
     command = [sys.executable, str(ROOT / "tests" / "support" / "forking.py"), *map(str, ports)]
     with (tmp_path / "forking.log").open("wb") as log:
         parent = subprocess.Popen(command, env=unit.variables(), stdout=log, stderr=log)
+
     try:
         with Oracle(unit), ThreadPoolExecutor(8) as clients:
             for port in ports:

@@ -110,6 +110,7 @@ def test_a_paused_redis_is_reported_in_time_and_the_export_goes_on(unit: Unit, s
         begin_large(unit)
         exporter = unit.programs[-1]
         begun = time.monotonic()
+
         with store.paused():
             took = []
             while time.monotonic() - begun < 10:
@@ -122,6 +123,7 @@ def test_a_paused_redis_is_reported_in_time_and_the_export_goes_on(unit: Unit, s
         assert steady() - resumed < 2
         status = unit.wait_until_ready(within=60)
         assert status.last_outcome.result == Outcome.RESULT_SUCCEEDED
+
     assert exporter.process.poll() is None
 
 
@@ -139,6 +141,7 @@ def test_a_redis_that_was_killed_comes_back_with_all_that_was_acknowledged(
         store.kill()
         must_be_away(unit)
         store.restart()
+
         with living(exporter, claimed, 64):
             eventually(lambda: answers(unit))
             after = unit.get()
@@ -149,6 +152,7 @@ def test_a_redis_that_was_killed_comes_back_with_all_that_was_acknowledged(
             assert unit.get("waiting").exportation == queued.exportation
             assert exporter.must_claim().name == "queued"
         ended = exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
+
         assert ended.last_outcome.name == "kept"
 
 
@@ -170,10 +174,12 @@ def test_an_emptied_redis_never_says_ready_and_living_exporters_restore_it(
     claimed = exporter.must_claim()
     exporter.report(claimed, 1, 50)
     before = unit.get()
+
     with living(exporter, claimed, 50), Oracle(unit, cells=("demo", "other"), exporter=False) as oracle:
         with store.client() as client:
             client.flushall()
         emptied = time.monotonic()
+
         eventually(lambda: answers(unit), within=unit.lease_seconds)
         after = unit.get()
         assert after.exportation == before.exportation
@@ -182,6 +188,7 @@ def test_an_emptied_redis_never_says_ready_and_living_exporters_restore_it(
         settled = time.monotonic()
         assert unit.get("other").state == CellExport.STATE_READY
         unit.begin("new", cell="other")
+
         assert exporter.must_claim().lease.epoch > claimed.lease.epoch
     reads = oracle.history[unit.grpc_port, "demo"]
     assert all(seen.status.state == CellExport.STATE_EXPORTING for seen in reads)
@@ -193,11 +200,13 @@ def test_an_emptied_redis_never_says_ready_and_living_exporters_restore_it(
 def test_an_emptied_redis_and_a_dead_exporter_are_ready_after_a_lease(unit: Unit, store: RedisServer) -> None:
     begin_large(unit)
     unit.programs[-1].kill()
+
     with store.client() as client:
         client.flushall()
     begun, begun_steady = time.monotonic(), steady()
     must_be_away(unit)
     eventually(lambda: answers(unit))
+
     assert unit.lease_seconds - 0.5 < time.monotonic() - begun
     assert steady() - begun_steady < 2 * unit.lease_seconds + 1
     assert unit.status() == {"status": "ready"}
@@ -210,6 +219,7 @@ def test_of_two_exporters_that_survive_an_emptied_redis_the_newer_has_the_cell(
     unit.begin("old")
     old = exporter.must_claim()
     unit.wait_until_ready()
+
     unit.begin("new")
     new = exporter.must_claim()
     exporter.report(new, 1, 20)
@@ -220,6 +230,7 @@ def test_of_two_exporters_that_survive_an_emptied_redis_the_newer_has_the_cell(
     assert (unit.get().exportation.name, unit.get().exportation.progress_percent) == ("new", 30)
     with unchanged(unit), pytest.raises(grpc.RpcError) as refusal:
         exporter.report(old, 3, 80)
+
     assert refused(refusal)[0] in ("ABORTED", "NOT_FOUND")
     assert exporter.finish(new, Outcome.RESULT_SUCCEEDED).last_outcome.name == "new"
 
@@ -229,6 +240,7 @@ def test_a_zombie_that_redis_still_knows_ends_nothing_while_a_newer_exporter_wri
 ) -> None:
     unit.begin("old")
     old = exporter.must_claim()
+
     with store.client() as client:
         before = client.hgetall("export:4:demo")
         unit.wait_until_ready()
@@ -245,6 +257,7 @@ def test_a_zombie_that_redis_still_knows_ends_nothing_while_a_newer_exporter_wri
         exporter.finish(old, Outcome.RESULT_SUCCEEDED)
     assert refused(refusal) == ("ABORTED", "LEASE_LOST")
     exporter.report(new, 1, 10)
+
     assert unit.get().exportation.name == "new"
 
 
@@ -287,6 +300,7 @@ def test_a_replica_that_lacks_the_last_writes_takes_over_and_nothing_lies(
 ) -> None:
     unit.add_cell("other")
     replica = RedisServer(tmp_path / "replica", *DURABLE, "--replicaof", "127.0.0.1", str(store.port))
+
     with ExitStack() as stack:
         stack.callback(replica.stop)
         eventually(lambda: replicated(store, replica))
@@ -304,6 +318,7 @@ def test_a_replica_that_lacks_the_last_writes_takes_over_and_nothing_lies(
         before, other = unit.get(), unit.get("other")
         oracle = stack.enter_context(Oracle(unit, cells=("demo", "other"), exporter=False, may_step_back=True))
         promote(store, replica)
+
         with living(exporter, first, 31), living(exporter, second, 10):
             eventually(lambda: answers(unit) and unit.http(path="/other/__export").status == 200)
             after, restored = unit.get(), unit.get("other")
@@ -454,6 +469,7 @@ def test_a_refusal_by_redis_has_its_code_and_ends_with_its_cause(
     unit.add_cell("other")
     unit.begin("kept")
     claimed = exporter.must_claim()
+
     with Oracle(unit, exporter=False):
         mend = harm(store)
         try:
@@ -468,8 +484,10 @@ def test_a_refusal_by_redis_has_its_code_and_ends_with_its_cause(
         with living(exporter, claimed, 50):
             eventually(lambda: answers(unit) and unit.get().exportation.progress_percent == 50)
         exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
+
         assert unit.status("other") == {"status": "ready"}
     log = unit.programs[0].log.read_text()
+
     assert "canary-password" not in log
     assert "Traceback" not in log
     assert log.count("store unavailable") <= 2
@@ -493,6 +511,7 @@ def test_a_redis_that_can_not_save_is_unavailable_until_it_takes_writes(unit: Un
     (place / "redis.log").unlink()
     place.rmdir()
     unit.start_server()
+
     try:
         eventually(lambda: _can_not_save(unsaved))
         unit.add_cell("other")
@@ -520,6 +539,7 @@ def test_a_redis_that_still_loads_is_waited_for(unit: Unit, store: RedisServer) 
     slow = RedisServer(store.directory, *DURABLE, *options, port=store.port)
     unit.programs[0].kill()
     server = unit.start_server()
+
     try:
         eventually(lambda: answers(unit), within=30)
         assert server.process.poll() is None
@@ -538,6 +558,7 @@ def test_a_redis_that_evicts_is_refused_at_the_start_and_found_out_later(unit: U
     must_be_away(unit)
     with store.client() as client:
         client.config_set("maxmemory-policy", "noeviction")
+
     eventually(lambda: answers(unit))
 
 

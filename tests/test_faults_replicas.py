@@ -72,9 +72,11 @@ def test_a_zombie_changes_nothing_of_the_export_that_follows_it(replicas: Replic
     unit = replicas.unit
     make_large(unit, 300)
     zombie = unit.start_exporter()
+
     with Oracle(unit, ports=replicas.ports):
         unit.begin("one")
         eventually(lambda: unit.get().exportation.progress_percent > 5)
+
         zombie.signal(signal.SIGSTOP)
         assert unit.wait_until_ready().last_outcome.reason == Outcome.REASON_LEASE_EXPIRED
         unit.start_exporter()
@@ -85,6 +87,7 @@ def test_a_zombie_changes_nothing_of_the_export_that_follows_it(replicas: Replic
         content, before = snapshot.read_bytes(), unit.get()
         zombie.signal(signal.SIGCONT)
         zombie.wait_for_log("export given up: it is not ours any more")
+
         assert unit.get() == before
         assert snapshot.read_bytes() == content
         assert [path.name for path in (unit.snapshots / "demo").iterdir()] == ["one.zip"]
@@ -131,6 +134,7 @@ def test_twenty_queued_exports_run_once_each_and_in_order_although_servers_resta
     cells = [f"cell{number:02}" for number in range(20)]
     for cell in cells:
         unit.add_cell(cell, {"file": b"x" * 100_000})
+
     with Oracle(unit, cells=cells[:3], ports=replicas.ports):
         for cell in cells:
             unit.begin(cell, cell=cell)
@@ -156,6 +160,7 @@ def test_twenty_queued_exports_run_once_each_and_in_order_although_servers_resta
 def test_a_full_queue_refuses_the_next_start_and_says_so(replicas: Replicas) -> None:
     unit = replicas.unit
     unit.settings["CELLEXPORT_QUEUE_LIMIT"] = "2"
+
     for port, server in list(replicas.servers.items()):
         server.kill()
         replicas.start(port)
@@ -188,6 +193,7 @@ def test_no_read_shows_less_than_the_last_report_acknowledged_before_it_began(re
     for cell in cells[1:]:
         unit.add_cell(cell)
     acknowledged: dict[str, list[Acknowledged]] = {cell: [] for cell in cells}
+
     with Oracle(unit, cells=cells, ports=replicas.ports, exporter=False) as oracle:
         for cell in cells:
             unit.begin(cell=cell)
@@ -241,6 +247,7 @@ def test_whatever_dies_and_comes_back_no_status_lies(unit: Unit, store: RedisSer
     exporters = [unit.start_exporter() for _ in range(2)]
     eventually(store.is_settled)
     over = time.monotonic() + 30
+
     with Oracle(unit, ports=replicas.ports), contextlib.ExitStack() as stack:
         stack.enter_context(starting(unit, replicas))
         while time.monotonic() < over:
@@ -263,9 +270,11 @@ def test_whatever_dies_and_comes_back_no_status_lies(unit: Unit, store: RedisSer
         stack.close()
         eventually(store.is_settled)
         status = unit.wait_until_ready_or_away(within=60)
+
         assert status.HasField("last_outcome")
     # Afterwards, an export runs as usual.
     unit.begin("after")
+
     assert unit.wait_until_ready(within=60).last_outcome.result == Outcome.RESULT_SUCCEEDED
 
 
@@ -301,6 +310,7 @@ def test_a_gateway_goes_on_with_the_server_that_is_left(unit: Unit, store: Redis
     replicas.servers[replicas.ports[0]].kill()
     eventually(lambda: unit.http().status == 200, within=3)
     assert unit.status()["exportation_name"] == "shared"
+
     with unit.channel(replicas.ports[1]) as channel:
         stub = CellExportServiceStub(channel)
         answer = stub.GetCellExport(GetCellExportRequest(cell="demo"), metadata=client.bearer(TOKEN), timeout=3)

@@ -53,10 +53,12 @@ def test_rolling_restarts_of_servers_and_gateways_fail_no_request(unit: Unit, st
     target = unit.settings["CELLEXPORT_GRPC_TARGET"]
     callers = [HttpCaller(ports=gateways) for _ in range(CALLERS)]
     begun = time.monotonic()
+
     with ExitStack() as stack:
         followers = [stack.enter_context(following(unit, target=target)) for _ in range(4)]
         for caller in callers:
             stack.enter_context(meanwhile(caller.run))
+
         with meanwhile(partial(export, target)):
             for _ in range(ROUNDS):
                 for ports, start in ((servers, start_server), (gateways, start_gateway)):

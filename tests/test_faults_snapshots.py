@@ -47,12 +47,14 @@ def room(place: Path) -> int:
 @needs_mount
 @pytest.mark.fault("F68", "F69")
 def test_a_disk_that_is_full_fails_one_export_and_gives_the_room_back(unit: Unit) -> None:
-    """Temporary files are on another disk, so an export that succeeds shows that its snapshot is not moved from there."""
+    """Temporary files are on another disk, so each export that succeeds shows that no snapshot is moved from there."""
     unit.add_cell("large", {"noise": noise(6 * 1024**2)})
     unit.add_cell("other", {"noise": noise(1024**2)})
+
     with disk(unit.snapshots, "size=4m") as place:
         unit.start_server()
         unit.start_exporter()
+
         with Oracle(unit, cells=("demo", "large")):
             assert export(unit, "older") == "SUCCEEDED"
             before = room(place)
@@ -98,6 +100,7 @@ def test_a_quota_that_is_used_up_fails_the_export(unit: Unit) -> None:
     (webdav / "noise").write_bytes(noise(4 * 1024**2))
     unit.start_server()
     exporter = unit.start_exporter()
+
     with Oracle(unit):
         unit.begin("snap")
         eventually(lambda: unit.get().exportation.bytes_done > 0)
@@ -117,6 +120,7 @@ def test_a_snapshot_whose_fsync_failed_is_not_published_and_no_fsync_is_tried_ag
     log = tmp_path / "fsyncs"
     # The first fsync is for the part. The second is for the directory, after the part was renamed to the zip.
     exporter = unit.start_exporter(*traced("fsync,fdatasync", f"error=EIO:when={when}", log))
+
     with Oracle(unit):
         assert export(unit, "snap") == "SNAPSHOT_UNWRITABLE"
         assert files(unit) == ["snap.error"]
@@ -124,6 +128,7 @@ def test_a_snapshot_whose_fsync_failed_is_not_published_and_no_fsync_is_tried_ag
         # The next export writes a new file, and syncs that.
         assert export(unit, "snap") == "SUCCEEDED"
         assert files(unit) == ["snap.zip"]
+
     assert exporter.process.poll() is None
 
 
@@ -197,6 +202,7 @@ def test_exports_fail_only_while_the_snapshot_directory_is_unusable(
 ) -> None:
     unit.start_server()
     exporter = unit.start_exporter()
+
     with Oracle(unit):
         unit.snapshots.rmdir()
         with harm(unit.snapshots):

@@ -83,6 +83,7 @@ def test_what_changes_after_it_was_counted_is_listed_as_what_it_became(unit: Uni
         (webdav / path).write_bytes(b"as it was")
     unit.start_server()
     exporter = unit.start_exporter()
+
     with Oracle(unit):
         with halted_in_the_first_file(unit, exporter):
             for path in ("gone", "to-link", "to-pipe"):
@@ -95,6 +96,7 @@ def test_what_changes_after_it_was_counted_is_listed_as_what_it_became(unit: Uni
             (webdav / "deep" / "to-link").symlink_to(canary)
         assert succeeded(unit.wait_until_ready())
     listed = entries(unit)
+
     assert {name: why for name, why in listed.items() if len(why) < 64} == {
         "gone": "vanished",
         "to-link": "symlink",
@@ -128,11 +130,13 @@ def test_a_change_between_stat_and_open_is_listed_with_its_result(
     unit.start_server()
     # The exporter calls stat on each file and then opens it; this delays the open by a second.
     unit.start_exporter(*traced("openat", "delay_enter=1000000", paths=[webdav]))
+
     with Oracle(unit):
         unit.begin("snap")
         eventually(lambda: unit.get().exportation.entries_done == DATA)
         become(webdav / "hello.txt", canary)
         assert succeeded(unit.wait_until_ready())
+
     assert entries(unit) == {"hello.txt": listed}
 
 
@@ -154,11 +158,13 @@ def test_a_directory_that_is_swapped_for_a_link_all_the_time_is_never_left(
     unit.start_server()
     unit.start_exporter()
     outcomes = set()
+
     with Oracle(unit), swapping(webdav / "swapped", canary, tmp_path / "aside"):
         for number in range(60):
             unit.begin(f"round-{number}")
             assert succeeded(unit.wait_until_ready())
             outcomes.add(entries(unit, f"round-{number}").get("swapped", "walked"))
+
     # Both outcomes must have happened, or the swaps missed the exports.
     assert outcomes >= {"symlink", "walked"}
 
@@ -193,10 +199,12 @@ def test_links_to_other_cells_and_in_circles_are_not_followed(unit: Unit, webdav
     (webdav / "b").symlink_to("a")
     unit.start_server()
     unit.start_exporter()
+
     with Oracle(unit):
         unit.begin("snap")
         assert succeeded(unit.wait_until_ready())
     listed = entries(unit)
+
     assert listed.pop("hello.txt")
     assert listed == dict.fromkeys(("to-cell", "to-file", "to-root", "relative", "a", "b"), "symlink")
 
@@ -227,6 +235,7 @@ def test_an_unreadable_file_fails_the_export_and_only_the_log_has_its_path(
     warm(unit)
     start(unit, webdav)
     exporter = unit.programs[-1]
+
     with Oracle(unit):
         unit.begin("snap")
         status = unit.wait_until_ready()
@@ -275,6 +284,7 @@ def test_files_of_any_name_unpack_to_their_own_places_below_one_directory(
     found = unpacked(
         tmp_path / "unzip", lambda below: subprocess.run(["unzip", "-qq", target, "-d", below], check=True)
     )
+
     assert len(found) == expected
 
 
@@ -326,6 +336,7 @@ def test_endless_files_do_not_hold_an_export_up(unit: Unit, webdav: Path) -> Non
         unit.begin("snap")
         assert succeeded(unit.wait_until_ready())
     listed = entries(unit)
+
     assert (listed["zero"], listed["pipe"]) == ("special file", "special file")
     assert len(listed["log"]) == 64
 
@@ -364,6 +375,7 @@ def test_progress_stays_honest_though_there_is_more_or_less_than_was_counted(
     warm(unit)
     exporter = unit.start_exporter()
     seen: list[int] = []
+
     with Oracle(unit):
         with halted_in_the_first_file(unit, exporter):
             add() if change == "added" else shutil.rmtree(later)
@@ -376,7 +388,9 @@ def test_progress_stays_honest_though_there_is_more_or_less_than_was_counted(
             return False
 
         eventually(is_ready, within=40)
+
         assert succeeded(unit.get())
+
     assert seen == sorted(seen)
     assert 0 <= seen[0] <= seen[-1] <= 99
     assert len(entries(unit)) == (1002 if change == "added" else 3)

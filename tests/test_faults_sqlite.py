@@ -73,9 +73,11 @@ def test_a_database_that_is_locked_for_long_stops_no_status_and_costs_no_export(
     unit.start_gateway()
     unit.start_exporter()
     warm(unit)
+
     with Oracle(unit):
         unit.begin("snap")
         eventually(lambda: unit.get().exportation.progress_percent >= 2)
+
         with locked(unit.directory / "export.db"):
             begun = time.monotonic()
             seen = set()
@@ -93,10 +95,12 @@ def test_a_database_that_is_locked_for_long_stops_no_status_and_costs_no_export(
 def test_reports_to_a_locked_database_are_refused_soon_and_delay_no_other_call(unit: Unit) -> None:
     unit.start_server()
     unit.begin()
+
     with Oracle(unit), unit.channel() as channel:
         exporter = HandExporter(channel)
         claimed = exporter.must_claim()
         exporter.report(claimed, 1, 10)
+
         with locked(unit.directory / "export.db"), unchanged(unit), waiting_times(unit) as waited:
             for sequence in range(2, 6):
                 begun = steady()
@@ -141,6 +145,7 @@ def test_a_full_disk_refuses_reports_whole_and_works_again_once_there_is_room(un
     unit.start_gateway()
     warm(unit)
     unit.begin()
+
     with Oracle(unit), unit.channel() as channel:
         exporter = HandExporter(channel)
         claimed = exporter.must_claim()
@@ -148,6 +153,7 @@ def test_a_full_disk_refuses_reports_whole_and_works_again_once_there_is_room(un
         filler = fill(small_disk)
         full = time.monotonic()
         sequence = 1
+
         with unchanged(unit):
             # Longer than the lease: a store that can't store reports must not end an export for missing reports.
             while time.monotonic() - full < unit.lease_seconds + 1:
@@ -167,6 +173,7 @@ def test_a_full_disk_refuses_reports_whole_and_works_again_once_there_is_room(un
         assert server.process.poll() is None
         server.kill()
         start_server_on(unit, small_disk)
+
         assert first_status(unit) == last
 
 
@@ -177,6 +184,7 @@ def test_a_store_that_is_read_only_at_the_start_is_reported_with_its_path_and_re
 ) -> None:
     first = start_server_on(unit, small_disk)
     assert first.terminate() == 0
+
     remount(small_disk, "ro")
     second = unit.start("server", CELLEXPORT_STORE=f"sqlite:///{small_disk}/export.db")
     assert second.process.wait(60) == 2
@@ -194,6 +202,7 @@ def test_a_database_without_write_permission_is_reported_at_the_start(unit: Unit
     assert first.terminate() == 0
     for path in unit.directory.glob("export.db*"):
         path.chmod(0o444)
+
     (unit.directory / "export.db.lock").unlink()
     second = unit.start("server", "setpriv", "--bounding-set=-dac_override,-dac_read_search")
     assert second.process.wait(60) == 2
@@ -231,10 +240,12 @@ def test_a_report_that_a_failing_disk_did_not_store_is_never_shown(unit: Unit, c
     unit.start_gateway()
     warm(unit)
     unit.begin()
+
     with Oracle(unit), unit.channel() as channel:
         exporter = HandExporter(channel)
         claimed = exporter.must_claim()
         exporter.report(claimed, 1, 10)
+
         with unchanged(unit), failing(server, calls, error, *database_files(unit)) as failed:
             begun = time.monotonic()
             sequence = 1
@@ -249,6 +260,7 @@ def test_a_report_that_a_failing_disk_did_not_store_is_never_shown(unit: Unit, c
         assert last.exportation.progress_percent == 60
         server.kill()
         unit.start_server()
+
         assert first_status(unit) == last
 
 
@@ -258,6 +270,7 @@ def test_an_end_that_the_disk_did_not_store_is_reported_again_until_it_is_stored
     add_large_file(unit, 256 * 1024**2)
     server = unit.start_server()
     unit.start_exporter()
+
     with Oracle(unit):
         unit.begin("snap")
         eventually(lambda: unit.get().exportation.bytes_done > 0)
@@ -274,6 +287,7 @@ def test_a_program_that_only_reads_the_database_loses_no_writes(unit: Unit) -> N
     server = unit.start_server()
     unit.begin()
     database = unit.directory / "export.db"
+
     with unit.channel() as channel:
         exporter = HandExporter(channel)
         claimed = exporter.must_claim()
@@ -286,4 +300,5 @@ def test_a_program_that_only_reads_the_database_loses_no_writes(unit: Unit) -> N
     last = unit.get()
     server.kill()
     unit.start_server()
+
     assert unit.get() == last

@@ -93,6 +93,7 @@ def test_metadata_is_an_allow_list(seen: Seen, headers: list[tuple[str, str]], q
     answer = seen.client.get("/demo/__export", headers=sent, query_string=query)
     assert answer.status_code in (200, 400)
     assert len(seen.calls) == (answer.status_code == 200)
+
     for metadata in seen.calls:
         names = [name for name, _ in metadata if name not in OF_GRPC]
         assert set(names) <= ALLOWED

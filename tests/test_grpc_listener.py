@@ -126,6 +126,7 @@ def test_bytes_that_no_client_library_sends_are_in_no_log(unit: Unit, name: byte
     headers += [(b"content-type", b"application/grpc"), (b"te", b"trailers"), (name, b"Bearer CANARY-77\xe9")]
     block = b"".join(literal(key, value) for key, value in headers)
     message = bytes(5 - 1) + bytes([len(DEMO)]) + DEMO
+
     with socket.create_connection(("127.0.0.1", unit.grpc_port), 10) as connection:
         connection.sendall(PREFACE + frame(4, 0, 0, b""))
         connection.sendall(frame(1, 4, 1, block) + frame(0, 1, 1, message))
@@ -137,6 +138,7 @@ def test_bytes_that_no_client_library_sends_are_in_no_log(unit: Unit, name: byte
                 answer += more
         except TimeoutError:
             pass
+
     assert answer
     assert unit.get().cell == "demo"
     assert "CANARY-77" not in server.log.read_text()

@@ -99,6 +99,7 @@ def test_an_unknown_service_has_no_health(shared: grpc.Channel, service: str) ->
     )
     call = watch(shared, service)
     assert next(call).status == HealthCheckResponse.SERVICE_UNKNOWN
+
     call.cancel()
 
 
@@ -117,6 +118,7 @@ def test_health_follows_the_store_within_two_seconds_each_way(unit: Unit, channe
     back = steady()
     assert next(call).status == SERVING
     assert steady() - back < 2
+
     call.cancel()
 
 
@@ -134,6 +136,7 @@ def test_health_reports_a_paused_redis_and_ignores_a_store_in_doubt(
         assert (answer.status, answer.code) == (503, "PR503-SV-0003")
         call = watch(channel)
         assert next(call).status == SERVING
+
         with redis.paused() as paused:
             assert next(call).status == NOT_SERVING
             assert steady() - paused < 2
@@ -150,6 +153,7 @@ def test_health_reports_a_paused_redis_and_ignores_a_store_in_doubt(
 def test_a_watcher_that_reads_nothing_delays_no_other_client(unit: Unit, channel: grpc.Channel) -> None:
     server = unit.start_server(CELLEXPORT_DRAIN_SECONDS="2")
     eventually(lambda: check(channel) == SERVING)
+
     with socket.create_connection(("127.0.0.1", unit.grpc_port)) as silent:
         silent.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, struct.pack(">HI", 4, 0)))
         headers = ((":method", "POST"), (":scheme", "http"), (":path", "/grpc.health.v1.Health/Watch"))
@@ -159,6 +163,7 @@ def test_a_watcher_that_reads_nothing_delays_no_other_client(unit: Unit, channel
         eventually(lambda: b"application/grpc" in silent.recv(65536))
         server.signal(signal.SIGTERM)
         eventually(lambda: check(channel) == NOT_SERVING, within=1)
+
     assert server.process.wait(60) == 0
 
 
@@ -202,6 +207,7 @@ def test_a_stream_of_reflection_is_bounded_in_number(shared: grpc.Channel) -> No
     with pytest.raises(grpc.RpcError) as raised:
         next(reflect(shared, "v1", wait()))
     assert refused(raised) == ("RESOURCE_EXHAUSTED", "TOO_MANY_WATCHES")
+
     for call in calls:
         call.cancel()
     over.set()
@@ -253,6 +259,7 @@ def test_a_server_that_shuts_down_drains_first_and_refuses_calls_then(unit: Unit
     assert unit.http().status == 200
     # The gateway notices while the server still drains.
     eventually(lambda: not ready(unit), within=1.4)
+
     for call in (health, unknown):
         with pytest.raises(grpc.RpcError) as ended:
             next(call)
@@ -268,6 +275,7 @@ def test_a_server_that_shuts_down_drains_first_and_refuses_calls_then(unit: Unit
     said = server.log.read_text()
     for line in ("draining: health is NOT_SERVING", "shutting down: refusing new calls", "stopped"):
         assert line in said
+
     assert "Traceback" not in said
     assert "destroyed" not in said
 
@@ -289,6 +297,7 @@ def test_a_server_that_shuts_down_ends_calls_that_no_method_serves(unit: Unit, c
     eventually(lambda: check(channel) == SERVING)
     begun = steady()
     server.signal(signal.SIGTERM)
+
     for call in unserved:
         error = call.exception()
         assert isinstance(error, grpc.RpcError)
@@ -360,6 +369,7 @@ def test_probes_need_no_token_and_have_the_headers_of_every_answer(shared_unit: 
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["access-control-allow-origin"] == "*"
     assert answer.headers["cache-control"] == "no-store"
+
     head = shared_unit.http("HEAD", path, token=None)
     assert (head.status, head.body) == (200, b"")
     assert shared_unit.http("OPTIONS", path, token=None).status == 200
@@ -377,6 +387,7 @@ def test_a_gateway_is_alive_whatever_the_server_does_and_ready_when_it_serves(un
     server = unit.start_server()
     eventually(lambda: ready(unit), within=2)
     server.signal(signal.SIGSTOP)
+
     with ThreadPoolExecutor(40) as pool:
         # More requests than the gateway has threads; one of them waits for the server.
         flood = [pool.submit(ready, unit) for _ in range(40)]
@@ -388,6 +399,7 @@ def test_a_gateway_is_alive_whatever_the_server_does_and_ready_when_it_serves(un
     server.signal(signal.SIGCONT)
     eventually(lambda: ready(unit), within=3)
     lines = [line["message"] for line in gateway.lines()]
+
     assert [line for line in lines if "ready" in line] == ["ready", "not ready: no server is SERVING", "ready"]
     assert "refused" not in lines
 

@@ -306,6 +306,7 @@ def test_keys_are_exchanged_while_the_server_runs(tmp_path: Path) -> None:
         assert verdict(unit, old) == "200"
         issuer.add_key("new")
         new = issuer.token(kid="new")
+
         eventually(lambda: accepted(unit, new))
         assert verdict(unit, old) == verdict(unit, new) == "200"
         # Without the old key, its tokens are no longer accepted.
@@ -341,6 +342,7 @@ def test_several_issuers_each_have_their_own_keys(tmp_path: Path) -> None:
     whole.write_text("\n".join(tables).replace('"jwks.json"', '"first/jwks.json"', 1).replace('"jwks', '"second/jwks'))
     environment = Environment({"CELLEXPORT_TRUSTED_ISSUERS": str(whole), "CELLEXPORT_UNIT_URL": UNIT_URL})
     judge = build_judge(TokenSettings.read(environment), UnitUrls.read(environment), now)
+
     assert code(judge, first.token()) == code(judge, second.token()) == "200"
     assert code(judge, second.token(iss=first.url)) == code(judge, first.token(iss=second.url)) == INVALID
 
