@@ -1,4 +1,4 @@
-"""The watch of leases, step by step, on a clock of the test's own."""
+"""The expiry of leases, step by step, on a clock that the test sets."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,12 +21,12 @@ LEASE = 10.0
 
 
 class Scene:
-    """An export that is claimed, the watch that looks at it, and what time it is."""
+    """A claimed export, the expiry that scans it, and the time on the test's clock."""
 
     def __init__(self, store: SqliteStore, directory: Path) -> None:
         self.now = 0.0
         self.sequence = 0
-        self.store = Late(store, lambda *_: None)
+        self.store = OutdatedStore(store, lambda *_: None)
         self.repository = Repository(self.store, now_ms)
         self.lifecycle = ExportLifecycle(
             store=self.store,
@@ -67,8 +67,8 @@ class Scene:
         return (await self.repository.read("demo")).export is not None
 
 
-class Late(MeasuredStore):
-    """A store whose list may be one of a moment ago, as where somebody else writes between two calls."""
+class OutdatedStore(MeasuredStore):
+    """A store that may return an outdated list once, as if another process wrote between two calls."""
 
     kept: Sequence[CellRecord] | None = None
 
@@ -96,11 +96,13 @@ def test_a_report_in_the_very_last_moment_renews_the_lease_for_good(tmp_path: Pa
         await at.report()
         at.now = LEASE + 0.1
         await at.expiry.scan()
+
         for _ in range(8):
             at.now += LEASE / 4
             await at.report()
             await at.expiry.scan()
         assert await at.is_exporting()
+
         at.now += LEASE + 0.1
         await at.expiry.scan()
         assert not await at.is_exporting()
@@ -108,7 +110,7 @@ def test_a_report_in_the_very_last_moment_renews_the_lease_for_good(tmp_path: Pa
     play(tmp_path, scene)
 
 
-def test_who_cancels_renews_no_lease_and_who_reports_after_it_is_cut_off(tmp_path: Path) -> None:
+def test_a_cancel_renews_no_lease_and_an_exporter_that_still_reports_is_cut_off(tmp_path: Path) -> None:
     async def scene(at: Scene) -> None:
         await at.begin()
         await at.lifecycle.cancel("demo", None, Caller())
@@ -117,6 +119,7 @@ def test_who_cancels_renews_no_lease_and_who_reports_after_it_is_cut_off(tmp_pat
             at.now += LEASE / 4
             await at.report()
             assert await at.is_exporting()
+
         at.now += 0.1
         await at.expiry.scan()
         assert not await at.is_exporting()

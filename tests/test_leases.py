@@ -1,4 +1,4 @@
-"""What an exporter may and may not do with its lease, over the real service."""
+"""Leases: an exporter's rights and limits, over the real service."""
 
 import os
 import sqlite3
@@ -89,7 +89,7 @@ def test_what_was_claimed_and_not_begun_can_be_given_back(unit: Unit, exporter: 
     exporter.report(again, 1, 1)
     with unchanged(unit):
         exporter.give_back("0123456789abcdef")
-    # Nor does it take anything.
+    # Giving back again takes no export either.
     unit.add_cell("other")
     unit.begin(cell="other")
     exporter.give_back("0123456789abcdef")
@@ -127,7 +127,7 @@ def test_an_exporter_that_ends_just_as_it_is_given_an_export_keeps_it_from_nobod
         bundled = unit.start_exporter()
         eventually(lambda: exporter.claim(wait=0) is None)
         unit.begin()
-        time.sleep(moment / 4000)  # the moment is what is tried
+        time.sleep(moment / 4000)  # each pass tries another moment
         assert bundled.terminate() == 0
         if unit.get().state == CellExport.STATE_EXPORTING:
             claimed = exporter.claim(wait=0)
@@ -222,7 +222,7 @@ def test_without_the_units_token_nobody_claims(unit: Unit, exporter: HandExporte
     assert refused(error) == ("UNAUTHENTICATED", "TOKEN_INVALID")
 
 
-def test_an_end_may_be_told_twice_but_not_changed(unit: Unit, exporter: HandExporter) -> None:
+def test_an_end_may_be_reported_twice_but_not_changed(unit: Unit, exporter: HandExporter) -> None:
     unit.begin("one")
     claimed = exporter.must_claim()
     ended = exporter.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_NO_SPACE)
@@ -313,18 +313,18 @@ def test_a_queued_export_survives_the_death_of_the_server(unit: Unit) -> None:
         assert HandExporter(channel).must_claim().name == "kept"
 
 
-def test_acknowledged_progress_survives_the_death_of_the_server_and_the_lease_begins_anew(
+def test_acknowledged_progress_survives_a_killed_server_and_the_lease_begins_again(
     unit: Unit, exporter: HandExporter
 ) -> None:
     unit.begin()
     claimed = exporter.must_claim()
     exporter.report(claimed, 1, 64)
-    told = unit.get()
+    before = unit.get()
     unit.programs[0].kill()
     unit.start_server()
-    # Channels of one process share what they know of an address: also that it was not there a moment ago.
+    # Channels of one process share connections: this one may still be in the backoff of a failed connection.
     eventually(lambda: answered(unit.get))
-    assert unit.get() == told
+    assert unit.get() == before
 
     eventually(lambda: answered(exporter.report, claimed, 2, 65), within=unit.lease_seconds)
     assert unit.get().exportation.progress_percent == 65
@@ -333,7 +333,7 @@ def test_acknowledged_progress_survives_the_death_of_the_server_and_the_lease_be
 def odd_compression(path: Path) -> None:
     deep_manifest(path)
     content = bytearray(path.read_bytes())
-    # The method of the entry, in the directory at the end: one that nobody knows.
+    # An unknown compression method, in the entry's record in the directory at the end.
     content[content.index(b"PK\x01\x02") + 10] = 99
     path.write_bytes(content)
 

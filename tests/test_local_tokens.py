@@ -1,4 +1,4 @@
-"""Personium's local tokens and cookies: what a unit issues works here, and nothing else does."""
+"""Personium's local tokens and cookies: those that a unit issues are accepted, and no others."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -66,7 +66,7 @@ def unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
         yield unit
 
 
-# What a real unit's own library made, and when it was good.
+# Tokens and a cookie that the library of a real unit made, and the time at which it issued them.
 VECTOR_TIME = 1486976400000
 AR = "AR~mwPbTOh8--T-qM9pj9zT3ASv6uGwLtoAJ6Rmktng044rUnrVeLUFm8Zba4CilfzRoJCJzjIySGHkiQlKIEeJ4w"
 AR_WITHOUT_SCOPE = "AR~mwPbTOh8--T-qM9pj9zT3Ami10sNsU8uJbt-avoOzhcDZr4afT-wIEAOefTIl8hTEhui4xDhpArCSaaTyiuhjA"
@@ -149,7 +149,7 @@ TABLE: dict[str, tuple[Callable[[], str], str]] = {
     "no scope": (lambda: resident(scope=""), SCOPE),
     "another scope": (lambda: resident(scope="rooty ROOT root2"), SCOPE),
     "root among scopes": (lambda: resident(scope="openid root"), "200"),
-    "no role, and no scope: the role is told": (lambda: resident("staff", scope=""), LACKING),
+    "no role, and no scope: the role is reported": (lambda: resident("staff", scope=""), LACKING),
     "expired, and account gone": (lambda: resident("gone", issued=expired()), EXPIRED),
     "expired a moment ago": (lambda: resident(issued=expired(3_600_500)), EXPIRED),
     "expires in a moment": (lambda: resident(issued=expired(3_590_000)), "200"),
@@ -239,7 +239,7 @@ def test_local_tokens(unit: Unit, row: str) -> None:
     assert verdict(unit, make()) == expected
 
 
-def test_everybody_is_whoever_was_accepted(unit: Unit) -> None:
+def test_the_role_all_means_every_accepted_caller(unit: Unit) -> None:
     url = f"{UNIT_URL}open/"
     account = local("AR~", fields("0", subject="me", issuer=url), issuer=url)
     assert verdict(unit, account, cell="open") == "200"
@@ -344,16 +344,16 @@ def test_a_cookie_and_a_token_come_through_x_override_too(unit: Unit) -> None:
     assert unit.raw(request(target, "Cookie: p_cookie=x", f"X-Override: Cookie: p_cookie={good()}")).status == 200
     assert unit.raw(request(target, f"Cookie: p_cookie={good()}", "X-Override: Cookie: p_cookie=x")).code == COOKIE
     assert unit.raw(request("GET /demo/__export", f"X-Override: Authorization: Bearer {resident()}")).status == 200
-    # An empty one is one.
+    # An empty Authorization header counts as a header.
     assert unit.raw(request(target, f"Cookie: p_cookie={good()}", "X-Override: Authorization:")).code == "PR401-AU-0003"
 
 
-def test_the_access_file_is_looked_at_every_time(unit: Unit) -> None:
+def test_the_access_file_is_read_for_every_request(unit: Unit) -> None:
     file, token = unit.directory / "cells/demo/cell.toml", resident()
     try:
         for _ in range(3):
             assert verdict(unit, token) == "200"
-            # Of the same size, in place, in the same moment.
+            # The file keeps its inode, its size, and nearly its time: metadata may not show the change.
             file.write_text(ACCESS_FILE.replace('admin = ["root"]', 'admin = ["read"]'))
             assert verdict(unit, token) == LACKING
             file.write_text(ACCESS_FILE.replace('admin = ["admin"]', 'nimda = ["admin"]'))
@@ -382,7 +382,7 @@ def test_an_access_file_that_is_not_understood_gives_nobody_anything(unit: Unit,
         assert verdict(unit, token, cell="other") == "PR500-SV-0002"
 
 
-def test_a_refusal_tells_nothing_by_its_body_or_headers(unit: Unit) -> None:
+def test_all_invalid_tokens_are_refused_with_the_same_body_and_headers(unit: Unit) -> None:
     flawed = [make for make, expected in TABLE.values() if expected == INVALID]
     answers = set()
     for make in flawed:
@@ -409,7 +409,7 @@ def code(judge: Judge, **credentials: object) -> str:
 
 
 def changed(text: str, data: st.DataObject) -> str:
-    """The text with a bit, a character, a piece or its length changed."""
+    """Return the text with a bit, a character, a piece or its length changed."""
     at = data.draw(st.integers(0, len(text) - 1))
     how = data.draw(st.sampled_from(["bit", "cut", "insert", "swap"]))
     if how == "bit":
@@ -428,7 +428,7 @@ def changed(text: str, data: st.DataObject) -> str:
 def test_a_token_that_was_changed_anywhere_is_refused_in_one_way(judge: Judge, data: st.DataObject) -> None:
     token = data.draw(st.sampled_from([resident(), visitor(ADMIN), older("AA~"), local("AP~", fields("7"))]))
     mutant = changed(token, data)
-    # A token cut down to its prefix and turned into one for refreshing is still the unit's: told as what it says it is.
+    # If the change made the prefix that of a refresh token, the refusal may say that it is a refresh token.
     expected = {INVALID, REFRESH} if mutant[:3] in ("RR~", "RV~", "RA~", "RT~") else {INVALID}
     if mutant != token:
         assert code(judge, authorization=f"Bearer {mutant}") in expected
@@ -459,8 +459,10 @@ def test_garbage_is_refused_in_one_way(judge: Judge, text: str, prefix: str) -> 
 @given(
     st.binary(min_size=16, max_size=16), st.sampled_from(["RR~", "AV~"]), st.sampled_from([b"\x10" * 16, b"\x10" * 15])
 )
-def test_no_answer_tells_whether_padding_was_right(judge: Judge, garbage: bytes, prefix: str, padding: bytes) -> None:
-    """A block put behind a token's own, padded right or wrong: were they told apart, anybody could forge tokens."""
+def test_no_response_reveals_whether_padding_was_right(
+    judge: Judge, garbage: bytes, prefix: str, padding: bytes
+) -> None:
+    """Append a block with right or wrong padding to a token: different refusals would allow anybody to forge tokens."""
     ending = decoded(encrypt(b"", garbage, padding=padding.ljust(16, b"x")))
     values = "\t".join(fields("1", "x" * 40)).encode()
     token = decoded(encrypt(values.ljust(len(values) // 16 * 16 + 16, b"x"), today(CELL_URL), padding=b""))

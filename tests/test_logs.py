@@ -1,4 +1,4 @@
-"""The application log: whatever goes in, a record is one line, and nothing in it moves the cursor."""
+"""The application log: each record is one line, and no content of a record moves the cursor."""
 
 import json
 import logging
@@ -20,25 +20,25 @@ def record(message: str, **fields: Any) -> logging.LogRecord:
 
 
 def test_a_json_line_has_a_member_for_each_field() -> None:
-    line = json.loads(JsonFormatter().format(record("told", cell="demo")))
+    line = json.loads(JsonFormatter().format(record("event", cell="demo")))
     assert line == {
         "time": "2017-02-13T09:00:00.000Z",
         "level": "info",
         "logger": "test",
-        "message": "told",
+        "message": "event",
         "cell": "demo",
     }
 
 
 def test_a_readable_line_has_the_fields_too() -> None:
-    assert TextFormatter().format(record("told", cell="demo")) == "info    told cell=demo"
+    assert TextFormatter().format(record("event", cell="demo")) == "info    event cell=demo"
 
 
 def test_a_line_has_the_fields_of_its_call_and_its_own_win() -> None:
     with marked(request_key="one", trace_id="two"), marked(trace_id="three"):
-        line = json.loads(JsonFormatter().format(record("told", request_key="mine")))
+        line = json.loads(JsonFormatter().format(record("event", request_key="mine")))
     assert (line["request_key"], line["trace_id"]) == ("mine", "three")
-    assert "trace_id" not in json.loads(JsonFormatter().format(record("told")))
+    assert "trace_id" not in json.loads(JsonFormatter().format(record("event")))
 
 
 @pytest.mark.process
@@ -68,7 +68,7 @@ Odd()
 @pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
 @given(text=st.text(alphabet=st.characters(codec=None), max_size=300))
 def test_nothing_makes_a_second_line_or_moves_the_cursor(formatter: logging.Formatter, text: str) -> None:
-    line = formatter.format(record("told", value=text))
+    line = formatter.format(record("event", value=text))
     assert line.isprintable()
     line.encode()
     assert len(line) < 200 * 12 + 200

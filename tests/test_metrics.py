@@ -1,4 +1,4 @@
-"""Metrics: every call is counted once, as it ended, by names that nobody outside can make up."""
+"""Metrics: every call is counted once, by the way it ended. Callers can't add names of their own."""
 
 import asyncio
 import os
@@ -40,12 +40,12 @@ def samples(text: str) -> Samples:
 
 
 def value(found: Samples, name: str, **labels: str) -> float:
-    """The sum of the samples of that name that have these labels."""
+    """Return the sum of the samples with this name and these labels."""
     return sum(v for n, have, v in found if n == name and labels.items() <= have.items())
 
 
 def handled(found: Samples, method: str) -> dict[str, float]:
-    """How many calls of a method ended with each status."""
+    """Return the number of ended calls of a method, by status."""
     name = "grpc_server_handled_total"
     return {have["grpc_code"]: v for n, have, v in found if n == name and have["grpc_method"] == method}
 
@@ -123,7 +123,7 @@ def test_calls_requests_and_exports_are_counted_as_they_end(unit: Unit, server_p
     assert value(found, "process_start_time_seconds") > 0
     for word in ("canary", "demo", "one"):
         assert not re.search(rf'"[^"]*{word}[^"]*"', text + web)
-    # That callers go is nothing to tell anybody of.
+    # Callers that disconnect cause no warning.
     assert {line["level"] for line in server.lines()} == {"info"}
 
 
@@ -133,7 +133,7 @@ def test_a_watch_is_one_call_for_all_of_its_time(unit: Unit, server_port: int) -
         stub = CellExportServiceStub(channel)
         watch = stub.WatchCellExport(WatchCellExportRequest(cell="demo"), metadata=client.bearer(TOKEN))
         next(iter(watch))
-        # A message is counted when it has been written, which its reader may be ahead of.
+        # A message is counted once it has been written; its reader may be faster.
         eventually(lambda: value(samples(scrape(server_port)), "grpc_server_msg_sent_total"))
         found = samples(scrape(server_port))
         assert value(found, "cellexport_watches") == 1
@@ -143,7 +143,7 @@ def test_a_watch_is_one_call_for_all_of_its_time(unit: Unit, server_port: int) -
         refused = stub.WatchCellExport(WatchCellExportRequest(cell="demo"), metadata=client.bearer("wrong"))
         with pytest.raises(grpc.RpcError):
             next(iter(refused))
-    # A call is counted when its task is over, which its caller may be ahead of.
+    # A call is counted once its task is done; its caller may be faster.
     ended = {"CANCELLED": 1, "UNAUTHENTICATED": 1}
     eventually(lambda: handled(samples(scrape(server_port)), "WatchCellExport") == ended)
     assert value(samples(scrape(server_port)), "cellexport_watches") == 0
@@ -156,7 +156,7 @@ def test_every_metric_is_in_the_docs_and_the_other_way_round(unit: Unit, server_
     table = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
     documented = {(name, program, kind) for name, programs, kind in table for program in programs.split(", ")}
     shown = {
-        # The parser leaves the ending of a counter's name away.
+        # The parser omits the suffix of a counter's name.
         (family.name + ("_total" if family.type == "counter" else ""), program, family.type)
         for program, port in (("server", server_port), ("gateway", gateway_port))
         for family in text_string_to_metric_families(scrape(port))
@@ -206,18 +206,18 @@ def test_a_worker_that_is_replaced_serves_its_metrics_again(unit: Unit, gateway_
 
 
 def started_at(port: int) -> float | None:
-    """When the process that serves its metrics there was started; None if there is none."""
+    """Return the start time of the process that serves metrics on this port; None if no process does."""
     try:
         return value(samples(scrape(port)), "process_start_time_seconds")
     except OSError:
         return None
 
 
-# Streams, by each way to write one: methods that the contract hasn't yet, observed as its own are.
+# Streams, in each style of implementation. The contract doesn't have all of these styles yet.
 
 
 class Streams:
-    """Each method sends three messages, and then what its name says happens."""
+    """Methods that send messages, and then end as the request says."""
 
     def __init__(self) -> None:
         self.sent = asyncio.Event()
@@ -272,8 +272,8 @@ def observed(registry: CollectorRegistry) -> Samples:
     return [(s.name, s.labels, s.value) for family in registry.collect() for s in family.samples]
 
 
-async def until(look: Callable[[], bool]) -> None:
-    await asyncio.to_thread(eventually, look)
+async def until(check: Callable[[], bool]) -> None:
+    await asyncio.to_thread(eventually, check)
 
 
 @pytest.mark.parametrize("method", ["yielding", "writing"])

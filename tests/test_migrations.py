@@ -1,4 +1,4 @@
-"""The SQLite file of an older version: brought forward, whenever that is cut short; and never brought back."""
+"""Migrations of the SQLite file: an older version is upgraded, even after interruptions. A newer one is refused."""
 
 import sqlite3
 from pathlib import Path
@@ -9,7 +9,7 @@ from cellexport.v1.cell_export_pb2 import Outcome
 from oracle import Oracle
 from unit import HandExporter, Program, Unit, eventually, needs
 
-# The first version, as it was.
+# The schema of version 1, with some records.
 VERSION_1 = """
 CREATE TABLE cell (
     cell TEXT PRIMARY KEY, revision INTEGER NOT NULL, updated_at INTEGER NOT NULL, epoch INTEGER NOT NULL
@@ -55,7 +55,7 @@ def test_the_first_version_is_brought_forward_with_all_that_it_holds(unit: Unit)
     path = make_version_1(unit)
     unit.start_server()
     assert version(path) == 2
-    # Accepted in 2017, it has waited for longer than any may.
+    # The export was accepted in 2017, so it has waited for longer than the queue allows.
     ended = unit.wait_until_ready().last_outcome
     assert (ended.name, ended.reason) == ("waiting", Outcome.REASON_QUEUE_TIMEOUT)
     assert unit.get("idle").revision == 9

@@ -1,4 +1,4 @@
-"""X-Override: the table of its rules, and that pairs joined by a WSGI server come apart again."""
+"""X-Override: the table of its rules, and the split of pairs that a WSGI server has joined."""
 
 import pytest
 from hypothesis import given
@@ -29,7 +29,7 @@ NONE, SCHEME, TOKEN_BAD, LACKING, HEADER = (
         ([GOOD, BAD, f"X-Override: {GOOD}"], READY),
         ([GOOD, f"X-Override: {BAD}"], TOKEN_BAD),
         ([GOOD, "X-Override: Authorization:"], SCHEME),
-        # Several lines, and several pairs in one.
+        # Several lines, and several pairs in one line.
         (["X-Override: Accept: a/b", f"X-Override: {GOOD}"], READY),
         ([f"X-Override: Accept: a/b, {GOOD}"], READY),
         ([f"X-Override: {BAD}", f"X-Override: {GOOD}"], READY),
@@ -45,7 +45,7 @@ NONE, SCHEME, TOKEN_BAD, LACKING, HEADER = (
         ([GOOD, "X-Override: " + ":" * 5000], READY),
         ([GOOD, "X-Override: X-Override: Authorization: Bearer wrong"], READY),
         ([f"X-Override: X-Override: {GOOD}"], NONE),
-        # Headers that it never changes.
+        # Headers that X-Override never changes.
         ([GOOD, "X-Override: Host: evil.example"], READY),
         ([GOOD, "X-Override: Content-Length: 5"], READY),
         ([GOOD, "X-Override: Transfer-Encoding: chunked"], READY),
@@ -56,16 +56,16 @@ NONE, SCHEME, TOKEN_BAD, LACKING, HEADER = (
         ([GOOD, "X-Override: Forwarded: for=127.0.0.1"], READY),
         ([GOOD, "X-Override: X-HTTP-Method-Override: DELETE"], READY),
         ([GOOD, "X-Override: X-Personium-RequestKey: bad key"], READY),
-        # Other headers that are read.
+        # Other headers that X-Override may set.
         ([GOOD, "X-Override: X-Personium-Unit-User: https://unit1.example/a/#b"], LACKING),
         ([GOOD, "X-Personium-Unit-User: x", "X-Override: X-Personium-Unit-User:"], READY),
-        # Too much, ignored pairs counted.
+        # At the limits and above them. Ignored pairs count too.
         ([GOOD, "X-Override: " + ",".join(["Accept: a"] * 16)], READY),
         ([GOOD, "X-Override: " + ",".join(["Accept: a"] * 17)], HEADER),
         ([GOOD, *["X-Override: b: c"] * 17], HEADER),
         ([GOOD, "X-Override: Accept: " + "a" * (8192 - 8)], READY),
         ([GOOD, "X-Override: Accept: " + "a" * (8192 - 7)], HEADER),
-        # Granian takes underscores for dashes; it gives no more than the header with dashes would.
+        # Granian converts underscores to dashes; the header has no more effect than the one with dashes.
         ([f"X_Override: {GOOD}"], READY),
     ],
 )

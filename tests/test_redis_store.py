@@ -1,4 +1,4 @@
-"""What is particular to the store in Redis; what every store promises is in test_store_contract."""
+"""The store in Redis: its own promises. test_store_contract.py has the promises of every store."""
 
 import asyncio
 import datetime
@@ -83,7 +83,7 @@ def test_who_waits_for_changes_sees_the_last_one_though_messages_were_lost(serve
                     await asyncio.wait_for(changed.wait(), 60)
                 assert steady() - written < 2
                 changed.clear()
-                # Also whoever looked before the last change came to be.
+                # A second notification follows, for subscribers that read just before the last change.
                 await asyncio.wait_for(changed.wait(), 60)
                 assert steady() - written < 2
 
@@ -111,15 +111,15 @@ def test_of_what_is_restored_after_a_loss_every_revision_is_above_the_lost_ones(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("looks", [True, False])
-def test_a_doubt_that_is_over_is_not_the_next_one(server: RedisServer, looks: bool) -> None:
+@pytest.mark.parametrize("checks", [True, False])
+def test_a_doubt_that_is_over_is_not_the_next_one(server: RedisServer, checks: bool) -> None:
     async def main() -> None:
         async with opened(server.url) as store:
             doubt = await store.doubt()
             assert doubt is not None
             with server.client() as client:
                 client.flushall()
-            if looks:
+            if checks:
                 await store.check()
             await store.settle(doubt)
             assert await store.doubt() not in (None, doubt)
@@ -256,7 +256,7 @@ def test_the_documented_user_may_do_all_that_is_needed_and_nothing_else(unit: Un
 
 
 def certificates(directory: Path) -> None:
-    """An authority of its own, and a certificate of it for this machine."""
+    """Write a self-signed certificate for this machine, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
@@ -290,7 +290,7 @@ def test_over_tls_only_a_redis_that_proves_who_it_is_is_spoken_to(unit: Unit, tm
         eventually(server.is_settled)
         unit.begin("encrypted")
         program.kill()
-        # By a name that is not in its certificate, or of an authority that nobody knows, it is nobody.
+        # The server refuses a Redis whose certificate has another name, or is from an unknown authority.
         for stranger in (url.replace("localhost", "127.0.0.1"), url.partition("?")[0]):
             refused = unit.start_server(CELLEXPORT_STORE=stranger)
             refused.wait_for_log("Redis unavailable at start")
@@ -323,7 +323,7 @@ def test_sentinels_lead_to_the_replica_that_follows(unit: Unit, tmp_path: Path) 
         unit.begin("survives")
         with primary.client() as client:
             assert client.wait(1, 5000) == 1
-        # Sentinel learns of replicas by asking the primary every ten seconds.
+        # Sentinel asks the primary for its replicas every ten seconds.
         eventually(lambda: b"num-slaves=1" in sentinel_state(port), within=20)
         before = unit.get()
         primary.kill()

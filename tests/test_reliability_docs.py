@@ -1,4 +1,4 @@
-"""That the table of faults and the tests agree."""
+"""The table of faults in docs/reliability.md agrees with the tests."""
 
 import re
 
@@ -8,7 +8,7 @@ MARK = re.compile(r"mark\.fault\(([^)]*)\)")
 
 
 def marked() -> dict[str, set[str]]:
-    """The faults that are tested, and the files that do."""
+    """Return the files that test each fault, by fault."""
     found: dict[str, set[str]] = {}
     for path in (ROOT / "tests").glob("test_*.py"):
         for names in MARK.findall(path.read_text()):
@@ -17,8 +17,8 @@ def marked() -> dict[str, set[str]]:
     return found
 
 
-def told() -> dict[str, set[str]]:
-    """The faults in the table, and the files that it names."""
+def documented() -> dict[str, set[str]]:
+    """Return the files that the table names for each fault, by fault."""
     rows = re.findall(r"^\| (F\d+) \|.*$", (ROOT / "docs" / "reliability.md").read_text(), re.MULTILINE)
     text = (ROOT / "docs" / "reliability.md").read_text()
     lines = {name: re.search(rf"^\| {name} \|.*$", text, re.MULTILINE) for name in rows}
@@ -26,6 +26,6 @@ def told() -> dict[str, set[str]]:
 
 
 def test_every_fault_in_the_table_has_the_tests_that_it_names() -> None:
-    tested, table = marked(), told()
+    tested, table = marked(), documented()
     assert tested.keys() == table.keys()
     assert {name: files - tested[name] for name, files in table.items() if files - tested[name]} == {}

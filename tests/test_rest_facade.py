@@ -1,4 +1,4 @@
-"""The REST door by raw socket: client libraries are too polite."""
+"""The REST facade over raw sockets, because HTTP client libraries refuse to send malformed requests."""
 
 import re
 import socket
@@ -21,7 +21,7 @@ def code(answer: Answer) -> str:
 @pytest.mark.parametrize(
     ("line", "headers", "body", "expected"),
     [
-        # Each row has the faults of all rows below it, and its own comes first.
+        # Each row has the faults of all rows below it. Its own fault comes first in the order.
         ("OPTIONS /nothing", [BAD_KEY, TOO_MUCH], b"", "PR400-EV-0002"),
         ("OPTIONS /nothing", [TOO_MUCH], b"", "PR400-OD-0041"),
         ("OPTIONS /nothing", ["X-HTTP-Method-Override: PUT"], b"", "200"),
@@ -43,7 +43,7 @@ def code(answer: Answer) -> str:
         ("POST /demo/__export", [GOOD, "Content-Length: 12"], b'{"Name":"."}', "PR400-CM-0002"),
     ],
 )
-def test_the_first_fault_in_order_is_the_one_that_is_told(
+def test_the_first_fault_in_order_is_reported(
     shared_unit: Unit, line: str, headers: list[str], body: bytes, expected: str
 ) -> None:
     assert code(shared_unit.raw(request(line, *headers, body=body))) == expected
@@ -236,7 +236,7 @@ def test_a_request_key_is_valid_or_refused_and_returned(shared_unit: Unit, lines
     assert answer.status == status
     key = answer.headers.get("x-personium-requestkey")
     if key is None:
-        assert not answer.body, "only the HTTP server itself may refuse so"
+        assert not answer.body, "only the HTTP server may refuse without a request key, and it sends no body"
         return
     given = lines[0].partition(":")[2].strip()
     if status == 200 and given:
@@ -296,7 +296,7 @@ def test_odd_credentials_are_judged_the_same_every_time(shared_unit: Unit, autho
     line = f"Authorization: {authorization}"
     for _ in range(5):
         assert shared_unit.raw(request("GET /demo/__export", line)).code == expected
-    # However they come.
+    # Credentials in X-Override get the same verdict.
     override = f"X-Override: Authorization: {authorization}"
     if len(override) < 8192:
         assert shared_unit.raw(request("GET /demo/__export", override)).code == expected
@@ -335,7 +335,7 @@ def test_cookies_without_the_units_secret_get_nobody_in(
     answer = shared_unit.raw(request(f"GET /demo/__export{query}", *headers))
     assert answer.code == expected
     assert answer.headers["www-authenticate"] == f'Bearer realm="{UNIT_URL}demo/"'
-    # With an `Authorization`, even an empty one, they are not looked at.
+    # With an `Authorization` header, even an empty one, cookies are ignored.
     answer = shared_unit.raw(request(f"GET /demo/__export{query}", *headers, "Authorization:"))
     assert answer.code == "PR401-AU-0003"
 
@@ -407,7 +407,7 @@ def test_framing_that_is_in_doubt_gets_one_answer_and_starts_nothing(
             while more := connection.recv(65536):
                 answers += more
         except OSError:
-            # It hung up, which is an answer too.
+            # The server may also close the connection instead of answering.
             answers = b""
     statuses = re.findall(rb"HTTP/1\.1 (\d{3})", answers)
     assert all(status in (b"400", b"401", b"404", b"405", b"413", b"431", b"414") for status in statuses)

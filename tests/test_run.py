@@ -1,4 +1,4 @@
-"""`make run`, as a stranger uses it: start it, paste what it prints, stop it."""
+"""`make run`, as a new user runs it: start it, paste the commands that it prints, stop it."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from unit import ROOT, Unit, eventually, free_port
 
 @contextmanager
 def demo(directory: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """What `make run` starts, in a directory of its own, and the file with what it printed."""
+    """Run the program of `make run` in a directory, and yield its process and the file with its output."""
     (directory / "proto").symlink_to(ROOT / "proto") if not (directory / "proto").exists() else None
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELLEXPORT_")}
     output = directory / f"output-{time.monotonic_ns()}"
@@ -40,13 +40,13 @@ def demo(directory: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[b
 
 
 def command(output: Path, label: str) -> str:
-    """A printed command."""
+    """Return a command from the output, by its label."""
 
-    def look() -> str | None:
+    def printed() -> str | None:
         match = re.search(rf"^  {label} +((?:.*\\\n)*.*)$", output.read_text(), re.MULTILINE)
         return match[1] if match and "Ctrl-C stops everything" in output.read_text() else None
 
-    return eventually(look, within=60)
+    return eventually(printed, within=60)
 
 
 def paste(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Settings: every bad value names its variable and ends the program with status 2."""
+"""Settings: an error names the variable with the bad value, and ends the program with status 2."""
 
 import dataclasses
 import re
@@ -99,7 +99,7 @@ def test_a_secret_may_come_from_a_file_but_not_from_both(unit: Unit, tmp_path: P
 
 
 @pytest.mark.parametrize("content", [None, "", "\n", "a b\n"])
-def test_a_bad_file_is_named_and_its_content_is_not_told(tmp_path: Path, content: str | None) -> None:
+def test_a_bad_file_is_named_and_its_content_is_not_shown(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "token"
     if content is not None:
         file.write_text(content)
@@ -190,7 +190,7 @@ def test_settings_do_not_show_what_is_secret(tmp_path: Path) -> None:
 
 
 def test_secrets_are_in_no_file_no_answer_and_no_command_line(unit: Unit, tmp_path: Path) -> None:
-    """Every secret of a whole run, good or refused: looked for wherever anybody but its owner could read it."""
+    """Search for every secret of a run, accepted or refused, in every place that others could read."""
     issuer = Issuer(tmp_path / "issuer", "HS256").add_key("one")
     (unit.directory / "cells/demo/cell.toml").write_text(ACCESS_FILE)
     exporters = issuer.token(aud=UNIT_URL, scope="export-report")
@@ -216,7 +216,7 @@ def test_secrets_are_in_no_file_no_answer_and_no_command_line(unit: Unit, tmp_pa
         HandExporter(channel).report(leased, 1, 1)
     key = issuer.keys["one"].decode()
     secrets = [TOKEN, SECRET, key, b64(key.encode()), exporters, local, visitors, jwt, *refused, wrapped, other]
-    # What is in what is shown: the parts of a token that are not for everybody.
+    # Peers, a lease, and the secret parts of tokens.
     secrets += [
         PEER,
         "canary-peer",

@@ -1,4 +1,4 @@
-"""What is particular to the store in a SQLite file; what every store promises is in test_store_contract."""
+"""The store in a SQLite file: its own promises. test_store_contract.py has the promises of every store."""
 
 import asyncio
 import sqlite3

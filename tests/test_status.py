@@ -1,4 +1,4 @@
-"""The status over both doors, as a caller sees it."""
+"""The status over HTTP and gRPC, as a caller sees it."""
 
 import re
 import secrets
@@ -116,7 +116,7 @@ def test_who_names_a_unit_user_gives_up_the_units_rights(shared_unit: Unit) -> N
 
 
 @pytest.mark.parametrize("cell", ["other", "..", "-demo", "demo%0a", "DEMO", "%ff", "a" * 129])
-def test_a_cell_that_is_not_there_is_told_before_missing_credentials(shared_unit: Unit, cell: str) -> None:
+def test_a_missing_cell_is_reported_before_missing_credentials(shared_unit: Unit, cell: str) -> None:
     answer = shared_unit.http(path=f"/{cell}/__export", token=None)
     assert (answer.status, answer.body) == (404, error_body("PR404-DV-0003", "Cell not found."))
 
@@ -165,7 +165,7 @@ def test_a_start_with_a_bad_body_is_refused_and_changes_nothing(shared_unit: Uni
     assert not shared_unit.get().HasField("update_time")
 
 
-def test_an_export_under_way_is_told_before_a_snapshot_of_that_name(unit: Unit) -> None:
+def test_an_export_under_way_is_reported_before_a_snapshot_of_that_name(unit: Unit) -> None:
     unit.start_server()
     unit.start_gateway()
     (unit.snapshots / "demo").mkdir(parents=True)
@@ -269,7 +269,7 @@ def test_clients_that_send_no_body_cost_nobody_a_status(shared_unit: Unit) -> No
     ids=["nothing", "cut", "bad chunk", "half", "blanks", "huge"],
 )
 def test_a_start_whose_body_is_broken_starts_nothing(shared_unit: Unit, request_text: bytes, status: int) -> None:
-    # A body that is cut short ends with the connection.
+    # An incomplete body ends only when its sender closes the connection.
     assert shared_unit.raw(request_text, end=status == 400).status == status
     assert not shared_unit.get().HasField("update_time")
 
@@ -296,7 +296,7 @@ def test_a_body_may_come_in_pieces(unit: Unit, headers: list[str], pieces: list[
     with socket.create_connection(("127.0.0.1", unit.http_port), 10) as connection:
         connection.sendall(start_request(*headers))
         for piece in pieces:
-            # Long enough for what was sent before to be read on its own.
+            # Long enough for the gateway to read each piece separately.
             threading.Event().wait(0.2)
             connection.sendall(piece)
         assert connection.recv(65536).startswith(b"HTTP/1.1 202 ")

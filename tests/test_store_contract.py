@@ -1,4 +1,4 @@
-"""What the port `Store` promises, on each of its adapters."""
+"""The promises of the port `Store`, tested on each of its adapters."""
 
 import asyncio
 import itertools
@@ -25,7 +25,7 @@ Test = Callable[[Store], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Backend:
-    """Where records are kept: each `opened` is a store of its own on the same records."""
+    """A place of records. Each `opened` yields another store on the same records."""
 
     open: Callable[[], Awaitable[Store]]
 
@@ -147,7 +147,7 @@ def test_a_writer_that_goes_away_in_the_middle_leaves_no_stale_answer(backend: B
                 await asyncio.sleep(0)
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
-            # Whether it was written is not known; whichever it is, it stays so.
+            # The write may or may not have happened; the first read decides it for good.
             seen = await store.read(cell)
             assert seen in (replace(nothing, cell=cell), first)
             assert await store.replace(following(seen, accepted_at=5))
@@ -165,7 +165,7 @@ def test_a_loss_of_nothing_is_no_doubt(backend: Backend) -> None:
     backend.run(test)
 
 
-def test_whoever_waits_is_told_of_changes_of_its_cell_and_of_no_other(backend: Backend) -> None:
+def test_a_subscriber_is_notified_of_changes_of_its_cell_and_of_no_other(backend: Backend) -> None:
     async def test(store: Store) -> None:
         await asyncio.sleep(0.3)
         with store.changes("demo") as changed, store.changes("other") as other, store.queue_changes() as queued:
@@ -187,14 +187,14 @@ def test_whoever_waits_is_told_of_changes_of_its_cell_and_of_no_other(backend: B
 
 @dataclass(frozen=True)
 class Write:
-    """An acknowledged write of a reporter."""
+    """An acknowledged write of progress."""
 
     percent: int
     revision: int
 
 
 def test_no_read_shows_less_than_what_was_acknowledged_before_it_began(backend: Backend) -> None:
-    """The model of a register: of one writer, and readers who may be late, but never early or back in time."""
+    """Compare the store with a register: one writer, and readers that may see a newer value, but never an older one."""
 
     async def test(store: Store) -> None:
         acknowledged = Write(0, (await store.read("demo")).revision)
@@ -229,7 +229,7 @@ def test_no_read_shows_less_than_what_was_acknowledged_before_it_began(backend: 
 @pytest.mark.parametrize(
     "backend", [pytest.param("redis", marks=[needs("redis-server"), pytest.mark.process])], indirect=True
 )
-def test_two_stores_on_the_same_records_are_told_of_each_others_changes(backend: Backend) -> None:
+def test_two_stores_on_the_same_records_notice_each_others_changes(backend: Backend) -> None:
     async def main() -> None:
         async with backend.opened() as one, backend.opened() as other:
             await asyncio.sleep(0.3)

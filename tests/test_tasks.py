@@ -1,4 +1,4 @@
-"""How tasks of the server end."""
+"""The cancellation of the server's tasks."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from server import tasks
 
 
 async def deaf(losses: int) -> None:
-    """Goes on until it was cancelled once more than it loses."""
+    """Ignore this many cancellations, and end with the next."""
     while True:
         try:
             await asyncio.Event().wait()

@@ -1,4 +1,4 @@
-"""TLS on both doors and both hops: who gets in, who doesn't, and certificates that change."""
+"""TLS of the REST facade and the gRPC port: clients that are accepted or refused, and certificates that change."""
 
 import http.client
 import os
@@ -31,7 +31,7 @@ from unit import TOKEN, HandExporter, Program, Unit, accepts, answered, eventual
 
 @dataclass
 class Pki:
-    """One authority for servers and their clients, and one that nobody knows."""
+    """Certificates of an authority for servers and their clients, and one certificate of an unknown authority."""
 
     ours: Authority
     server: Identity
@@ -61,11 +61,11 @@ def make_pki(directory: Path) -> Pki:
 
 
 def settings(pki: Pki, *, mutual: bool = True) -> dict[str, str]:
-    """What turns TLS on, on both hops."""
+    """Return the settings that turn on TLS for HTTP and gRPC."""
     server, mine = pki.server, pki.caller
     found = {
-        f"CELLEXPORT_{door}_TLS_{part}": str(path)
-        for door in ("GRPC", "HTTP")
+        f"CELLEXPORT_{protocol}_TLS_{part}": str(path)
+        for protocol in ("GRPC", "HTTP")
         for part, path in (("CERT", server.certificate), ("KEY", server.key), ("CLIENT_CA", pki.ours.file))
         if mutual or part != "CLIENT_CA"
     }
@@ -90,7 +90,7 @@ def pki(tmp_path: Path) -> Pki:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Unit, Pki]]:
-    """Server and gateway with mTLS on both hops."""
+    """Yield a server and a gateway with mutual TLS for HTTP and gRPC."""
     pki = make_pki(tmp_path_factory.mktemp("pki"))
     with Unit(tmp_path_factory.mktemp("tls") / "unit") as unit:
         unit.add_cell("demo", {"hello.txt": b"hello"})
@@ -102,7 +102,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Unit, Pki
 
 @contextmanager
 def nothing_but_a_line(*programs: Program) -> Iterator[None]:
-    """That nothing is logged meanwhile but one line at the most, and no trace."""
+    """Assert that each program logs at most one line in this context, and no stack trace."""
     before = [len(program.log.read_bytes()) for program in programs]
     yield
     for program, length in zip(programs, before, strict=True):
@@ -112,7 +112,7 @@ def nothing_but_a_line(*programs: Program) -> Iterator[None]:
 
 
 def ask(unit: Unit, tls: client.Tls | None) -> str:
-    """The status of a call that presents what `tls` says, OK included."""
+    """Return the status of a call over this TLS, `OK` on success."""
     with client.channel(f"127.0.0.1:{unit.grpc_port}", tls) as channel:
         try:
             request = GetCellExportRequest(cell="demo")
@@ -124,7 +124,7 @@ def ask(unit: Unit, tls: client.Tls | None) -> str:
 
 def test_a_whole_export_over_tls_on_both_hops(unit: Unit, pki: Pki) -> None:
     over_tls(unit, pki, mutual=False)
-    # A name of its own in the certificate, on the inner hop.
+    # The server's certificate for gRPC has another name than its address.
     inside = {"CELLEXPORT_GRPC_SERVER_NAME": "export.example"}
     chain, key = str(pki.elsewhere.certificate), str(pki.elsewhere.key)
     unit.start_server(CELLEXPORT_GRPC_TLS_CERT=chain, CELLEXPORT_GRPC_TLS_KEY=key)
@@ -134,7 +134,7 @@ def test_a_whole_export_over_tls_on_both_hops(unit: Unit, pki: Pki) -> None:
     eventually(lambda: unit.status() == {"status": "ready"})
     assert (unit.snapshots / "demo" / "over-tls.zip").is_file()
     assert ask(unit, pki.tls(None, "export.example")) == "OK"
-    # Neither another name in the certificate, nor another authority than ours.
+    # Clients refuse another name in the certificate, and another authority than ours.
     assert ask(unit, pki.tls(None)) == "UNAVAILABLE"
     assert ask(unit, client.Tls(unit.directory.parent / "pki" / "theirs.pem", None, None, "export.example")) != "OK"
 
@@ -162,7 +162,7 @@ def test_a_client_that_may_not_connect_is_refused_and_the_next_is_served(
     identity = getattr(pki, who) if who else None
     with nothing_but_a_line(*unit.programs):
         begun = steady()
-        # Not by `client`, which tries again: each try is a connection.
+        # `client` would retry, and each retry is another connection that may log a line.
         with pytest.raises((ssl.SSLError, ConnectionError)):
             handshake(unit.grpc_port, pki.ours.context(identity), "h2")
         with pytest.raises((ssl.SSLError, ConnectionError)):
@@ -174,20 +174,20 @@ def test_a_client_that_may_not_connect_is_refused_and_the_next_is_served(
 
 
 def handshake(port: int, context: ssl.SSLContext, protocol: str) -> str:
-    """The name in the certificate of who listens there, once the first bytes have come back."""
+    """Return the name in the server's certificate, after the handshake and, for h2, the server's first byte."""
     context.set_alpn_protocols([protocol])
     with (
         socket.create_connection(("127.0.0.1", port), 5) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as connection,
     ):
-        # What the server thinks of our certificate comes, in TLS 1.3, after the handshake.
+        # In TLS 1.3 the server's verdict on our certificate comes after the handshake.
         if protocol == "h2" and not connection.recv(1):
             raise ConnectionError
         return common_name(connection.getpeercert())
 
 
 def first_byte(port: int, context: ssl.SSLContext) -> bytes:
-    """Of the answer to a request."""
+    """Return the first byte of the response to a request."""
     with (
         socket.create_connection(("127.0.0.1", port), 5) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as connection,
@@ -196,7 +196,7 @@ def first_byte(port: int, context: ssl.SSLContext) -> bytes:
         return connection.recv(1)
 
 
-def test_whoever_speaks_another_protocol_is_told_at_once(shared: tuple[Unit, Pki]) -> None:
+def test_clients_with_another_protocol_are_refused_at_once(shared: tuple[Unit, Pki]) -> None:
     unit, pki = shared
     context = pki.ours.context(pki.caller)
     for port in (unit.grpc_port, unit.http_port):
@@ -228,7 +228,7 @@ def answer_to(port: int, spoken: bytes) -> bytes:
     return answer
 
 
-def test_tls_to_a_plaintext_door_ends_at_once(shared_unit: Unit, pki: Pki) -> None:
+def test_tls_to_a_plaintext_port_ends_at_once(shared_unit: Unit, pki: Pki) -> None:
     for port in (shared_unit.grpc_port, shared_unit.http_port):
         with nothing_but_a_line(*shared_unit.programs):
             begun = steady()
@@ -249,15 +249,15 @@ def test_a_renewed_certificate_is_shown_without_a_restart_and_a_bad_one_is_not(u
         stub, asked = CellExportServiceStub(channel), GetCellExportRequest(cell="demo")
         stub.GetCellExport(asked, metadata=client.bearer(TOKEN), timeout=60)
         pki.server.certificate.write_bytes(pki.other.certificate.read_bytes())
-        # A certificate without its key: the old pair is shown, and that is told once.
+        # The new certificate lacks its key: the server keeps the old pair, and logs that once.
         for _ in range(3):
             assert handshake(unit.grpc_port, context, "h2") == "server"
-        told = [line for line in server.lines() if line["level"] == "warning"]
-        assert [line["message"] for line in told] == ["new TLS files are invalid; keeping the previous ones"]
-        assert "CELLEXPORT_GRPC_TLS_KEY" in told[0]["why"]
+        warnings = [line for line in server.lines() if line["level"] == "warning"]
+        assert [line["message"] for line in warnings] == ["new TLS files are invalid; keeping the previous ones"]
+        assert "CELLEXPORT_GRPC_TLS_KEY" in warnings[0]["why"]
         pki.server.replace(pki.other)
         assert handshake(unit.grpc_port, context, "h2") == "other"
-        # The connection that was there is none the wiser.
+        # The open connection still works.
         stub.GetCellExport(asked, metadata=client.bearer(TOKEN), timeout=60)
     assert "PRIVATE" not in server.log.read_text()
 
@@ -283,13 +283,13 @@ def test_the_gateway_shows_a_renewed_certificate_and_no_request_fails_meanwhile(
     assert outcomes.keys() == {"200"}
     assert outcomes.total() > 50
     assert gateway.process.poll() is None
-    # The new worker has taken over the metrics too, while the old one still showed its own.
+    # The new worker has taken over the metrics' port while the old worker still served its own.
     assert accepts(metrics)
     assert "metrics unavailable" not in gateway.log.read_text()
     assert "PRIVATE" not in gateway.log.read_text()
 
 
-def test_a_worker_that_starts_while_files_are_exchanged_takes_no_door_with_it(unit: Unit, pki: Pki) -> None:
+def test_a_worker_that_starts_while_tls_files_are_invalid_still_serves(unit: Unit, pki: Pki) -> None:
     over_tls(unit, pki).start_server()
     gateway = unit.start_gateway()
     assert status(unit) == "200"
@@ -300,7 +300,7 @@ def test_a_worker_that_starts_while_files_are_exchanged_takes_no_door_with_it(un
     gateway.wait_for_log("new TLS files are invalid; keeping the previous ones")
     worker = next(child for child in children(gateway) if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text())
     os.kill(worker, signal.SIGKILL)
-    # The certificate for callers is the old one; there is no old channel to the server, and none that is new.
+    # The new worker serves the old certificate. It has no old channel to the server, and can't open a new one.
     assert eventually(lambda: status(unit) == "503")
     assert unit.http(path="/livez").status == 200
     assert unit.http(path="/readyz").status == 503
@@ -316,7 +316,7 @@ def children(program: Program) -> list[int]:
 
 
 def shown(port: int, context: ssl.SSLContext) -> str:
-    """The name in the certificate, or none where a worker that ends has closed the connection."""
+    """Return the name in the gateway's certificate; empty if an exiting worker has closed the connection."""
     try:
         return handshake(port, context, "http/1.1")
     except (ssl.SSLError, ConnectionError):
@@ -324,7 +324,7 @@ def shown(port: int, context: ssl.SSLContext) -> str:
 
 
 def status(unit: Unit) -> str:
-    """The status of a GET; one that is closed before any answer is sent again, once, as HTTP clients do."""
+    """Return the status of a GET. Like HTTP clients, retry once if the connection closes before a response."""
     for _ in range(2):
         try:
             return str(unit.http().status)
@@ -334,14 +334,14 @@ def status(unit: Unit) -> str:
 
 
 def test_a_client_presents_its_renewed_certificate_and_calls_under_way_go_on(unit: Unit, pki: Pki) -> None:
-    """The certificate of the gateway and of a waiting exporter is exchanged for one that the server takes."""
+    """Replace the certificate of an exporter whose claim waits: by one that the server refuses, then by a valid one."""
     over_tls(unit, pki).start_server()
     with unit.channel() as channel:
         exporter = HandExporter(channel)
         waiting = exporter.stub.ClaimExport.future(
             exporter.claim_request(wait=20), metadata=exporter.metadata, timeout=25
         )
-        # What can't be used is not used, even by new connections.
+        # Invalid files are not used, even by new connections.
         pki.caller.key.write_text("half a k")
         threading.Event().wait(1.1)
         assert exporter.claim(wait=0) is None
@@ -356,20 +356,20 @@ def test_a_client_presents_its_renewed_certificate_and_calls_under_way_go_on(uni
         assert waiting.result().claimed_export.name == "waited-for"
 
 
-def test_unix_sockets_on_both_doors(unit: Unit, tmp_path: Path) -> None:
+def test_unix_sockets_for_http_and_grpc(unit: Unit, tmp_path: Path) -> None:
     inner, outer = tmp_path / "grpc.sock", tmp_path / "http.sock"
     unit.settings |= {"CELLEXPORT_GRPC_LISTEN": f"unix:{inner}", "CELLEXPORT_HTTP_LISTEN": f"unix:{outer}"}
     unit.start_server()
     for _ in range(2):
         gateway = unit.start("gateway")
         assert eventually(lambda: get_over(outer) or None) == b'{"status":"ready"}'
-        # Who may pass through the directory may connect.
+        # The directory's permissions decide who may connect, not the socket's.
         assert {path.stat().st_mode & 0o777 for path in (inner, outer)} == {0o666}
         second = unit.start("gateway")
         assert second.process.wait(60) == 2
         assert "CELLEXPORT_HTTP_LISTEN: " in second.log.read_text()
         gateway.kill()
-        # Its worker ends with it, and the socket that is left is no hindrance.
+        # The gateway's worker ends with it. The socket that is left doesn't prevent the next start.
         eventually(lambda: not get_over(outer))
 
 
@@ -469,6 +469,6 @@ def test_a_key_that_is_given_in_the_place_of_its_path_is_not_shown(unit: Unit, p
     settings = unit.settings | {"CELLEXPORT_GRPC_TLS_CERT": str(pki.server.certificate)}
     server = unit.start("server", **settings, CELLEXPORT_GRPC_TLS_KEY=pki.server.key.read_text())
     assert server.process.wait(60) == 2
-    said = server.log.read_text()
-    assert "CELLEXPORT_GRPC_TLS_KEY: the file can't be read (" in said
-    assert "PRIVATE KEY" not in said
+    text = server.log.read_text()
+    assert "CELLEXPORT_GRPC_TLS_KEY: the file can't be read (" in text
+    assert "PRIVATE KEY" not in text

@@ -1,4 +1,4 @@
-"""`python -m server token`: what it makes works, and what it says of a token is true and shows no secret."""
+"""`python -m server token`: its tokens work, and its explanations of tokens are true and show no secret."""
 
 import json
 import re
@@ -20,7 +20,7 @@ KEY = "private.pem"
 
 @pytest.fixture(scope="module")
 def issuer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An issuer made by the command itself."""
+    """Make an issuer by the command, and return its directory."""
     directory = tmp_path_factory.mktemp("issuer") / "issuer"
     done = run({}, "issuer", str(directory))
     assert done.stdout == f"CELLEXPORT_TRUSTED_ISSUERS={directory / 'issuers.toml'}\n"
@@ -83,8 +83,8 @@ def test_what_is_made_is_what_it_is_called(unit: Unit, issuer: Path, arguments: 
     assert verdict(unit, token) == expected
     explained = run(variables, "explain", "--cell", "demo", given=made.stdout)
     assert explained.returncode == (0 if expected == "200" else 1), explained.stderr
-    [said] = re.findall(r"^GET +(.*)$", explained.stdout, re.MULTILINE)
-    assert said.startswith("allowed" if expected == "200" else expected)
+    [line] = re.findall(r"^GET +(.*)$", explained.stdout, re.MULTILINE)
+    assert line.startswith("allowed" if expected == "200" else expected)
     wrapped = run(variables, "mint", *words, "--cell", "demo", "--cookie")
     cookie, peer = wrapped.stdout.splitlines()
     assert cookie_verdict(unit, cookie, peers=(peer,)) == expected
@@ -111,11 +111,11 @@ def test_an_explanation_says_what_is_in_a_token(unit: Unit, issuer: Path) -> Non
         assert SECRET not in done.stdout
         return done.stdout
 
-    said = explain(resident(scope="root openid", schema="https://app.example/"))
+    text = explain(resident(scope="root openid", schema="https://app.example/"))
     for line in (f'issuer +"{CELL_URL}"', 'subject +"admin"', 'schema +"https://app.example/"', 'scope +"openid root"'):
-        assert re.search(line, said), said
+        assert re.search(line, text), text
     assert "__role/__/admin" in explain(visitor(f"{CELL_URL}__role/__/admin"))
-    # What is wrong is told, though callers are told nothing of it.
+    # The explanation names the fault, which responses to callers never do.
     assert "the token's account is not in the cell's access file" in explain(resident("gone"))
     assert "doesn't open" in explain(resident()[:-1])
     assert "its fields are wrong" in explain(resident(lifespan="x"))
@@ -124,11 +124,11 @@ def test_an_explanation_says_what_is_in_a_token(unit: Unit, issuer: Path) -> Non
     assert "opaque" in explain("nonsense")
     assert "can't be read as one" in explain("a.b.c")
     assert re.search(r"export +allowed", explain(TOKEN))
-    said = explain(
+    text = explain(
         run_jwt(variables, issuer, "--audience", UNIT_URL, "--scope", "export-report", "--subject", "\x1b[31m")
     )
-    assert re.search(r"export +allowed", said)
-    assert "\x1b" not in said
+    assert re.search(r"export +allowed", text)
+    assert "\x1b" not in text
     off = run(unit.variables(), "explain", "--cell", "demo", given=resident())
     assert "without CELLEXPORT_UNIT_SECRET" in off.stdout
     off = run(unit.variables(), "explain", "--cell", "demo", "--cookie", given="cookie\npeer\n")
@@ -158,14 +158,14 @@ def run_jwt(variables: Mapping[str, str], issuer: Path, *more: str) -> str:
         (["explain", "--cell", "demo"], "standard input"),
     ],
 )
-def test_a_mistake_is_told_and_ends_with_2(unit: Unit, issuer: Path, arguments: list[str], why: str) -> None:
+def test_a_mistake_is_reported_and_ends_with_2(unit: Unit, issuer: Path, arguments: list[str], why: str) -> None:
     done = run(settings(unit, issuer), *arguments)
     assert done.returncode == 2
     assert why in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_what_is_not_set_is_told(unit: Unit) -> None:
+def test_a_missing_setting_is_named(unit: Unit) -> None:
     for arguments, setting in ((["resident"], "CELLEXPORT_UNIT_SECRET"), (["jwt"], "CELLEXPORT_TRUSTED_ISSUERS")):
         done = run(unit.variables(), "mint", *arguments, "--cell", "demo")
         assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Traces: one trace through both programs, whatever is recorded of it; and nothing recorded that nobody asked for."""
+"""Traces: one trace goes through the gateway and the server. Spans are sent only if traces are turned on."""
 
 import re
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ TRACEPARENT = f"00-{TRACE_ID}-{CALLER}-01"
 
 @dataclass
 class Collector:
-    """A collector of traces that keeps what it is sent."""
+    """A collector of traces that keeps the requests it receives."""
 
     port: int = 0
     requests: list[ExportTraceServiceRequest] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Collector:
         }
 
     def spans(self, service: str) -> list[Span]:
-        """The spans of a program, by its service's name."""
+        """Return the spans of a program, by its service name."""
         return [
             span
             for request in self.requests
@@ -52,13 +52,13 @@ class Collector:
         ]
 
     def span(self, service: str, key: str) -> Span:
-        """The span of a call, by its request key."""
+        """Wait for the span of a call with this request key, and return it."""
 
-        def look() -> Span | None:
+        def matching_span() -> Span | None:
             found = (span for span in self.spans(service) if attributes(span).get("cellexport.request_key") == key)
             return next(found, None)
 
-        return eventually(look)
+        return eventually(matching_span)
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def test_one_trace_goes_through_both_programs_and_holds_no_secret(unit: Unit) ->
             "rpc.grpc.status_code": 0,
             "cellexport.request_key": "good",
         }
-        # What a caller did wrong is no failure of the server's.
+        # A caller's mistake is not an error of the server.
         refused = collector.span("cellexport-server", "unknown")
         assert attributes(refused)["rpc.grpc.status_code"] == grpc.StatusCode.NOT_FOUND.value[0]
         assert refused.status.code == Status.STATUS_CODE_UNSET

@@ -1,4 +1,4 @@
-"""Rules that no single history could show: what a lease restores, and that epochs only rise."""
+"""Transitions of records, for any record and lease: a lease restores only lost exports, and epochs only rise."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ EPOCHS = st.integers(min_value=-1, max_value=2 * FLOOR)
 
 @st.composite
 def records(draw: st.DrawFn) -> CellRecord:
-    """What a store may still know of a cell."""
+    """Draw a record that a store may still have of a cell."""
     nothing = CellRecord(cell="demo", revision=FLOOR)
     record = draw(st.sampled_from([nothing, following(nothing), full(nothing), idle(nothing)]))
     trust = draw(st.sampled_from(Trust))

@@ -1,4 +1,4 @@
-"""`python -m server.exporter verify`: what the exporter wrote is complete, and what was done to it since is named."""
+"""`python -m server.exporter verify`: snapshots of the exporter are complete, and any later damage is named."""
 
 import hashlib
 import os
@@ -47,7 +47,7 @@ EMPTY = "20_webdav/empty/"
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A snapshot as the real programs make it."""
+    """Return a snapshot that the real programs made."""
     with Unit(tmp_path_factory.mktemp("verify") / "unit") as unit:
         noise = random.Random(1).randbytes(600)
         webdav = unit.add_cell("demo", {"hello.txt": b"hello" * 50, "noise.bin": noise, "d/名前 %41": b"named"})
@@ -68,7 +68,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str | Path, before: tuple[str, ...] = (), **variables: str) -> subprocess.CompletedProcess[str]:
-    """The real program, in an environment without anything else."""
+    """Run the real program, with no other variables than these."""
     if not (before or variables):
         return zygote.run("server.exporter", "verify", *map(str, arguments), environment={})
     command = [*before, sys.executable, "-m", "server.exporter", "verify", *map(str, arguments)]
@@ -76,7 +76,7 @@ def run(*arguments: str | Path, before: tuple[str, ...] = (), **variables: str) 
 
 
 def judged(path: Path) -> tuple[int, list[str]]:
-    """Exit status and lines of the command, without a process of its own. The file's name is cut off."""
+    """Run the command in this process, and return its exit status and its lines without the file's name."""
     done = CliRunner().invoke(cli, ["verify", str(path)])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     assert not done.stderr
@@ -114,7 +114,7 @@ def test_one_byte_that_changed_is_named_by_its_entry(snapshot: bytes, file: Path
 
 
 @pytest.mark.fault("F71")
-def test_a_snapshot_that_was_cut_off_is_told(snapshot: bytes, file: Path) -> None:
+def test_a_snapshot_that_was_cut_off_is_reported(snapshot: bytes, file: Path) -> None:
     for size in range(0, len(snapshot), 97):
         file.write_bytes(snapshot[:size])
         status, [line] = judged(file)
@@ -123,7 +123,7 @@ def test_a_snapshot_that_was_cut_off_is_told(snapshot: bytes, file: Path) -> Non
 
 
 def twice(snapshot: bytes) -> bytes:
-    """Two entries of one name."""
+    """Return a snapshot with two entries of the same name."""
     other = HELLO.replace("hello", "jello")
     more = changed(snapshot, lambda parts: parts.contents.update({other: b"x"}))
     return more.replace(other.encode(), HELLO.encode())
@@ -138,7 +138,7 @@ def holding(name: str, content: bytes) -> Callable[[bytes], bytes]:
 
 
 def reads(text: bytes) -> Callable[[bytes], bytes]:
-    """Another manifest, of any bytes."""
+    """Replace the manifest by any bytes."""
     return parts(lambda parts: parts.raw.update({MANIFEST: text}))
 
 
@@ -147,7 +147,7 @@ def lists(text: bytes) -> Callable[[bytes], bytes]:
 
 
 def says(**what: object) -> Callable[[bytes], bytes]:
-    """Another manifest. What is None is taken away."""
+    """Change members of the manifest. None removes a member."""
 
     def change(parts: Parts) -> None:
         parts.settle().manifest.update(what)
@@ -166,12 +166,12 @@ def added(name: str) -> Callable[[bytes], bytes]:
 
 
 def overlapping(snapshot: bytes) -> bytes:
-    """Two entries that share their bytes, as in zips that unpack to far more than they are."""
+    """Return a snapshot with two entries that share their bytes, as in zip bombs."""
     return patched(snapshot, NOISE, offset=header_at(snapshot, HELLO))
 
 
 def with_field(kind: int) -> Callable[[bytes], bytes]:
-    """An extra field in the directory's last record, which is the manifest's."""
+    """Add an extra field to the directory's last record, which is the manifest's."""
 
     def damage(snapshot: bytes) -> bytes:
         position = record_at(snapshot, MANIFEST)
@@ -320,7 +320,7 @@ def test_damage_is_named_and_ends_with_1(snapshot: bytes, file: Path, damage: st
 
 
 @pytest.mark.timeout(120)
-def test_whatever_byte_changes_it_is_told_or_every_content_is_the_same(snapshot: bytes, file: Path) -> None:
+def test_any_changed_byte_is_reported_or_every_content_is_the_same(snapshot: bytes, file: Path) -> None:
     contents = contents_of(snapshot)
     chance = random.Random(71)
     unnoticed = 0
@@ -335,7 +335,7 @@ def test_whatever_byte_changes_it_is_told_or_every_content_is_the_same(snapshot:
         else:
             assert status == 1
             assert not lines[0].startswith("complete")
-    # Times, and others that are in no content.
+    # Unnoticed changes are of times, and of other bytes that belong to no content.
     assert 0 < unnoticed < 200
 
 
@@ -359,7 +359,7 @@ def test_snapshots_of_other_zip_writers_are_complete_too(snapshot: bytes, file: 
     parts = Parts.of(snapshot).settle()
     file.write_bytes(parts.zipped(method=zipfile.ZIP_STORED))
     assert judged(file)[0] == 0
-    # To where nobody can go back: sizes follow the data.
+    # A pipe can't be rewound, so the zip writer puts the sizes behind the data.
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as source, os.fdopen(writer, "wb") as target:
         parts.zipped(target)
@@ -384,7 +384,7 @@ def test_at_most_twenty_problems_of_a_file_are_named(snapshot: bytes, file: Path
     assert lines[20:] == ["and 1,214 more"]
 
 
-def test_each_file_is_told_and_one_that_is_not_complete_makes_the_status(
+def test_each_file_is_reported_and_one_incomplete_file_decides_the_status(
     snapshot: bytes, file: Path, tmp_path: Path
 ) -> None:
     file.write_bytes(snapshot)
@@ -400,7 +400,7 @@ def test_each_file_is_told_and_one_that_is_not_complete_makes_the_status(
 
 
 @pytest.mark.process
-def test_what_is_no_file_is_told_and_waited_for_by_nobody(tmp_path: Path) -> None:
+def test_a_path_that_is_no_regular_file_is_reported_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     done = run(tmp_path, tmp_path / "pipe", "/dev/zero", tmp_path / "loop")
@@ -410,7 +410,7 @@ def test_what_is_no_file_is_told_and_waited_for_by_nobody(tmp_path: Path) -> Non
 
 
 @needs_root
-def test_a_file_that_may_not_be_read_is_told(snapshot: bytes, file: Path) -> None:
+def test_an_unreadable_file_is_reported(snapshot: bytes, file: Path) -> None:
     file.write_bytes(snapshot)
     file.chmod(0)
     done = run(file, before=("/usr/bin/setpriv", "--bounding-set=-dac_override,-dac_read_search"))
@@ -434,7 +434,7 @@ def test_names_are_shown_in_any_encoding(snapshot: bytes, file: Path) -> None:
 
 
 def traced(path: Path) -> tuple[list[Problem | Complete], Tally, int]:
-    """What is found, what was looked at for it, and the most memory that it took."""
+    """Return the findings, the tally of the bytes read, and the peak memory in bytes."""
     tally = Tally()
     tracemalloc.start()
     try:
@@ -446,20 +446,20 @@ def traced(path: Path) -> tuple[list[Problem | Complete], Tally, int]:
 
 def test_what_inflates_beyond_its_size_is_refused_early(snapshot: bytes, file: Path) -> None:
     name = "20_webdav/bomb"
-    # Four gigabytes.
+    # Four gibibytes.
     bomb = deflated_zeros(256)
     file.write_bytes(with_deflated(snapshot, name, bomb, size=1_000_000))
     found, tally, memory = traced(file)
     assert found == [Problem(name, "it is longer than its 1,000,000 bytes")]
     assert tally.bytes_done < 1_100_000
     assert memory < 5_000_000
-    # Nor is what lies over the next entry, as in zips that unpack to many times what any of their bytes could.
+    # Content that overlaps the next entry is refused early too. Overlaps make zip bombs of many times the usual ratio.
     over = with_deflated(snapshot, name, bomb[:-2], size=0xFFFF_FFFE)
     file.write_bytes(patched(over, name, compressed=len(bomb)))
     found, tally, _ = traced(file)
     assert found == [Problem(name, "it overlaps the next entry")]
     assert tally.bytes_done < 1_000_000
-    # The list itself, which is a line without an end.
+    # The list of entries, as one endless line.
     parts = Parts.of(snapshot)
     parts.manifest["entries_sha256"] = hashlib.sha256(bytes(16 * BLOCK)).hexdigest()
     parts.raw[ENTRIES] = deflated_zeros(16)
@@ -483,15 +483,15 @@ def test_memory_does_not_grow_with_a_file(snapshot: bytes, file: Path) -> None:
     for _ in range(16):
         digest.update(bytes(BLOCK))
     zeros = deflated_zeros(16)
-    told = {"crc": zeros_crc(16), "size": 16 * BLOCK}
-    file.write_bytes(with_deflated(snapshot, "20_webdav/zeros", zeros, sha256=digest.hexdigest(), **told))
+    declared = {"crc": zeros_crc(16), "size": 16 * BLOCK}
+    file.write_bytes(with_deflated(snapshot, "20_webdav/zeros", zeros, sha256=digest.hexdigest(), **declared))
     found, _, memory = traced(file)
     assert [type(finding) for finding in found] == [Complete]
     assert memory < 5_000_000
 
 
 def with_many(snapshot: bytes, count: int) -> bytes:
-    """A snapshot with more entries, of long names."""
+    """Return a snapshot with this many more entries, which have long names."""
 
     def change(parts: Parts) -> None:
         for number in range(count):
@@ -516,7 +516,7 @@ def test_there_may_be_more_entries_than_the_usual_end_of_a_zip_can_count(snapsho
     assert large[-42:-38] == b"PK\6\7"
     file.write_bytes(large)
     assert judged(file)[0] == 0
-    # All of its two ends, but for the versions of zip.
+    # Change each byte of the two end records (Zip64 and usual), except the zip versions.
     for back in (*range(98, 86, -1), *range(82, 0, -1)):
         with file.open("r+b") as opened:
             opened.seek(-back, os.SEEK_END)
@@ -531,13 +531,13 @@ def test_there_may_be_more_entries_than_the_usual_end_of_a_zip_can_count(snapsho
 
 @pytest.fixture
 def long_check(snapshot: bytes, file: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A check that takes long, and the terminal that its standard error is."""
+    """Start a check that takes long, and yield its process and the terminal of its standard error."""
     file.write_bytes(with_deflated(snapshot, "20_webdav/zeros", deflated_zeros(255), size=255 * BLOCK))
     terminal, given = pty.openpty()
     command = [sys.executable, "-m", "server.exporter", "verify", str(file)]
 
     def heed_signals() -> None:
-        # What a shell starts in its background does not.
+        # A shell makes its background jobs ignore SIGINT, and children inherit that.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(command, env={}, stdout=subprocess.PIPE, stderr=given, preexec_fn=heed_signals) as process:
@@ -568,13 +568,13 @@ def test_a_long_check_shows_how_far_it_is_and_is_ended_by_a_signal(
 
 
 def read_all(descriptor: int) -> bytes:
-    """What is there by now."""
+    """Return the bytes that can be read now."""
     found = b""
     try:
         while more := os.read(descriptor, 1000):
             found += more
     except OSError:
-        # Nothing more, or nobody who could write it.
+        # No more bytes for now, or no writer left.
         pass
     return found
 

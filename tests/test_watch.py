@@ -1,4 +1,4 @@
-"""WatchCellExport: the current status, then each change, as long as the caller may see it."""
+"""WatchCellExport: it sends the current status, then each change, while the caller has the right to see them."""
 
 import asyncio
 import itertools
@@ -34,7 +34,7 @@ from watchers import Watch, following
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=needs("redis-server"))])
 def watched(request: pytest.FixtureRequest, unit: Unit, tmp_path: Path) -> Iterator[int]:
-    """The port of a server to watch at; where the store is shared, it is another than the unit's, which changes it."""
+    """Yield the port of a server to watch. With a shared store it is another server than the unit's own."""
     if request.param == "sqlite":
         unit.start_server()
         yield unit.grpc_port
@@ -62,13 +62,11 @@ def test_the_current_status_comes_first_and_then_each_change(unit: Unit, watched
         assert watch.next().cell_export.exportation.progress_percent == 40
         ended = exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
         assert watch.next().cell_export == ended
-        # A watch that begins after a change was acknowledged, at whichever server, shows it.
+        # A watch that begins after a change was acknowledged shows the change, on any server.
         assert Watch(channel).next().cell_export == ended
 
 
-def test_a_watch_goes_on_after_a_revision_without_a_gap_and_without_saying_anything_twice(
-    unit: Unit, watched: int
-) -> None:
+def test_a_watch_resumes_after_a_revision_without_gap_or_repetition(unit: Unit, watched: int) -> None:
     with unit.channel(watched) as channel:
         before = unit.get()
         resumed = Watch(channel, after_revision=before.revision)
@@ -105,7 +103,7 @@ def test_until_ready_ends_with_ok_after_it_has_said_so(unit: Unit) -> None:
         *_, last = watch.call
         assert last.cell_export == ended
         assert watch.call.code() is grpc.StatusCode.OK
-        # Whoever lost the connection just then, and goes on after it, is done as well.
+        # A caller that lost the connection just then, and resumes after this revision, gets OK too.
         again = Watch(channel, until_ready=True, after_revision=ended.revision)
         assert not again.next().HasField("cell_export")
         assert again.end() is None
@@ -140,7 +138,7 @@ def test_a_watch_that_goes_on_outlives_tokens_that_are_exchanged_and_no_other(un
     with unit.channel() as channel:
         messages = watching.watch(channel, "demo", lambda: client.bearer(next(tokens)))
         revision = next(messages).revision
-        # Until the first has expired, and the second was asked for.
+        # Until the first token has expired, and the second was requested.
         while len(list(copy(tokens))) > 1:
             message = next(messages)
             assert (message.HasField("cell_export"), message.revision) == (False, revision)
@@ -190,7 +188,7 @@ def test_a_watch_that_is_opened_is_an_event_and_its_messages_are_none(unit: Unit
 
 
 def reason(watch: Watch) -> tuple[str, str]:
-    """How a watch ends that the server's own code ends."""
+    """Return the status and reason with which the server's code, not gRPC, ended a watch."""
     error = watch.end()
     assert error is not None
     info = client.error_info(error)
@@ -198,11 +196,11 @@ def reason(watch: Watch) -> tuple[str, str]:
     return error.code().name, info.reason
 
 
-# Restarts, and stores that are away.
+# Restarts and unavailable stores.
 
 
 @pytest.mark.fault("F08")
-def test_a_server_that_ends_sends_watches_away_and_a_watch_that_goes_on_misses_nothing(unit: Unit) -> None:
+def test_a_server_that_ends_closes_watches_and_a_resumed_watch_misses_nothing(unit: Unit) -> None:
     server = unit.start_server()
     with unit.channel() as channel, following(unit) as follower:
         watches = [Watch(channel) for _ in range(20)]
@@ -237,7 +235,7 @@ def test_a_connection_that_has_become_old_takes_no_message_of_a_watch_with_it(un
         unit.begin()
         exporter = HandExporter(channel)
         claimed = exporter.must_claim()
-        # Each connection lives for two seconds at the most, so that is more than one.
+        # Each connection lives for at most two seconds, so five seconds take more than one.
         until = time.monotonic() + 5
         for number in itertools.count(1):
             exporter.report(claimed, number, number, 1_000_000)
@@ -251,7 +249,7 @@ def test_a_connection_that_has_become_old_takes_no_message_of_a_watch_with_it(un
 
 
 def begun(unit: Unit) -> CellExport | None:
-    """Start an export, once the server is reached again."""
+    """Start an export; return None while the server is unavailable."""
     try:
         return unit.begin()
     except grpc.RpcError as error:
@@ -261,7 +259,7 @@ def begun(unit: Unit) -> CellExport | None:
 
 
 def begin_a_long_export(unit: Unit) -> Program:
-    """Start an export that doesn't end by itself, and return its exporter."""
+    """Start an export that outlasts any test, and return its exporter."""
     unit.start_server()
     exporter = unit.start_exporter()
     with (unit.directory / "cells/demo/webdav/large").open("wb") as large:
@@ -283,7 +281,7 @@ def test_a_killed_exporter_is_one_change_at_the_end(unit: Unit) -> None:
 
 
 @pytest.mark.fault("F09")
-def test_an_exporter_that_is_told_to_end_is_one_change_at_the_end(unit: Unit) -> None:
+def test_an_exporter_that_gets_sigterm_is_one_change_at_the_end(unit: Unit) -> None:
     exporter = begin_a_long_export(unit)
     with unit.channel() as channel:
         watch = Watch(channel, until_ready=True)
@@ -316,7 +314,7 @@ def test_a_store_that_was_away_for_a_moment_ends_no_watch_and_hides_no_change(un
                 assert refused_for_want_of_the_store(unit)
             started = eventually(lambda: begun(unit))
             assert watch.next().cell_export == started
-            # Whatever is said while nobody listens.
+            # The subscription is cut, so the next notification may be lost.
             store.client().execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             cancelled = unit.cancel()
             assert eventually(lambda: watch.next_status().cell_export == cancelled)
@@ -339,14 +337,14 @@ def test_that_nothing_has_changed_is_said_only_when_the_store_says_so(unit: Unit
 @pytest.mark.process
 @needs("redis-server")
 @pytest.mark.fault("F31")
-def test_however_many_cells_are_watched_a_store_that_hangs_is_told_in_time(tmp_path: Path) -> None:
+def test_a_store_that_hangs_is_reported_in_time_however_many_cells_are_watched(tmp_path: Path) -> None:
     async def main(store: RedisServer) -> None:
         redis = await RedisStore.open(RedisPlace.parse("CELLEXPORT_STORE", store.url), now_ms)
         watches = Watches(redis, Repository(redis, now_ms), keepalive_seconds=30, patience_seconds=1)
         with store.paused() as began:
             firsts = [anext(watches.watch(f"cell{number}", 0, until_ready=False)) for number in range(100)]
             refusals = await asyncio.gather(*firsts, return_exceptions=True)
-            # Eight at a time, each for a second, they would take 13.
+            # Reads of eight cells at a time, of one second each, would take 13 seconds.
             assert steady() - began < 6
         assert {getattr(refusal, "refusal", None) for refusal in refusals} == {Refusal.STORE_UNAVAILABLE}
         await redis.close()
@@ -355,7 +353,7 @@ def test_however_many_cells_are_watched_a_store_that_hangs_is_told_in_time(tmp_p
         asyncio.run(main(store))
 
 
-# How many.
+# Limits.
 
 
 @pytest.mark.fault("F23")
@@ -381,9 +379,9 @@ def test_one_caller_may_not_have_more_watches_than_its_share(unit: Unit) -> None
             info = client.error_info(raised.value)
             assert info is not None
             assert (raised.value.code().name, info.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_WATCHES")
-            # Others are not affected, and the unit's own callers least.
+            # Other callers are not affected, the unit's own callers included.
             calls += [await open_one(TOKEN) for _ in range(5)]
-            # A place is free once the server has noticed that somebody went.
+            # A place becomes free once the server has noticed that a caller has disconnected.
             calls[0].cancel()
             while True:
                 with suppress(grpc.aio.AioRpcError):
@@ -424,6 +422,6 @@ def test_who_reads_slowly_gets_the_newest_and_costs_little(unit: Unit) -> None:
         while revisions[-1] < newest.revision:
             revisions.append(watch.next().revision)
         assert revisions == sorted(set(revisions))
-        # Many were overtaken before they were sent, and what was on its way is bounded.
+        # Newer statuses replaced many before they were sent, and the unsent bytes are bounded.
         assert len(revisions) < 1500
         assert server.peak_memory() - before < 20 * 1024**2

@@ -1,7 +1,7 @@
-"""`make bench`: what a status costs, in CPU time of the programs that give it, beside the least that it could cost.
+"""`make bench`: the CPU time that a status costs, beside the CPU time of the smallest possible programs.
 
-CPU time is the kernel's own account of the processes, so it matters little what else the machine does; the figures are
-still of this machine, and only ratios within one run are worth quoting.
+The kernel accounts for CPU time by process, so other load on the machine matters little. The figures still depend on
+the machine: quote only ratios within one run.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ HELLO = request("GET /")
 
 @dataclass
 class Measurement:
-    """A way to ask, and the processes whose time it costs."""
+    """A way to request a status, and the processes that spend CPU time on it."""
 
     name: str
     load: Callable[[int], Awaitable[None]]
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 async def _measure(measurements: list[Measurement]) -> dict[str, dict[str, float]]:
-    """Microseconds of CPU a call, of each process: the median of rounds that take turns."""
+    """Return each process's microseconds of CPU a call: the median over rounds, in which the measurements alternate."""
     found: dict[str, dict[str, list[float]]] = {m.name: {part: [] for part in m.pids} for m in measurements}
     for measurement in measurements:
         await measurement.load(CALLS // 4)
@@ -100,7 +100,7 @@ def _report(results: dict[str, dict[str, float]]) -> None:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Of a process and all below it."""
+    """Return the CPU time of a process and all its descendants."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     own = (int(fields[11]) + int(fields[12])) / TICKS
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -155,7 +155,7 @@ def _start(what: str, port: int) -> subprocess.Popen[bytes]:
 
 
 def flask_app() -> object:
-    """The least that Flask can do."""
+    """Return the smallest possible Flask application."""
     from flask import Flask
 
     app = Flask("bare")

@@ -1,6 +1,7 @@
-"""Part of `make bench`: what judging a token costs, the first time and again, and whether refusals differ in time.
+"""Part of `make bench`: the cost of judging a token, uncached and cached, and whether refusals differ in time.
 
-Microseconds of this process's CPU time. The rounds of all rows take turns, so that they can be compared.
+All times are microseconds of this process's CPU time. The rounds of all rows alternate, so that the rows can be
+compared.
 """
 
 import statistics
@@ -50,8 +51,8 @@ def main() -> None:
         again = _medians(judging, {name: [make(0)] * COUNT for name, make in tokens.items()}, fresh=False)
         for name in tokens:
             print(f"{name:36}{first[name]:8.1f}{again[name]:8.1f}")
-        look = statistics.median([judging.look(COUNT) for _ in range(ROUNDS)])
-        print(f"and each time, a look at the access file{look:12.1f}")
+        reading = statistics.median([judging.read_access_file(COUNT) for _ in range(ROUNDS)])
+        print(f"and each time, a read of the access file{reading:12.1f}")
         _report_refusals(judging)
 
 
@@ -78,15 +79,15 @@ class _Judging:
     def forget(self) -> None:
         self._judge = build_judge(self._settings, self._urls, now)
 
-    def look(self, times: int) -> float:
-        """The microseconds that a look at the cell's access file costs."""
+    def read_access_file(self, times: int) -> float:
+        """Return the microseconds that a read of the cell's access file costs."""
         started = time.process_time()
         for _ in range(times):
             self._cells.find("demo")
         return (time.process_time() - started) / times * 1e6
 
     def spend(self, presented: Sequence[Credentials]) -> float:
-        """The microseconds that each costs."""
+        """Return the microseconds that judging each of the credentials costs."""
         cell = self._cells.find("demo")
         started = time.process_time()
         for credentials in presented:

@@ -1,4 +1,4 @@
-"""`make bench`: what watches cost, and what they do to everybody else."""
+"""`make bench`: the cost of watches, and their effect on other calls."""
 
 import tempfile
 import time
@@ -31,7 +31,7 @@ def _idle(unit: Unit) -> None:
         opened = _seconds_until_open(watches, WATCHES)
         each = (memory(server) - before) / WATCHES / 1024
         with_them = p99(latencies(unit, CALLS))
-        # Long enough for each to have said that nothing has changed.
+        # Long enough for each watch to send that nothing has changed.
         busy = _busy(server, 50)
     print(f"{WATCHES} idle watches: opened in {opened:.1f} s, {each:.1f} KB each, {busy:.1%} of a processor")
     print(f"GetCellExport p99: {without:.2f} ms without them, {with_them:.2f} ms with: {with_them / without:.2f}")
@@ -44,18 +44,18 @@ def _change(unit: Unit) -> None:
         taken = []
         for _ in range(5):
             began = time.monotonic()
-            taken.append(_last_told(watches, unit.begin(cell="cell0").revision) - began)
-            _last_told(watches, unit.cancel(cell="cell0").revision)
+            taken.append(_last_arrival(watches, unit.begin(cell="cell0").revision) - began)
+            _last_arrival(watches, unit.cancel(cell="cell0").revision)
     print(f"a change reaches 1000 watches of a cell after {max(taken) * 1000:.0f} ms (the slowest of 5)")
 
 
-def _last_told(watches: Crowd, newest: int) -> float:
-    """When the last of all heard of that revision."""
+def _last_arrival(watches: Crowd, newest: int) -> float:
+    """Return the time at which the last watch received that revision."""
 
-    def all_know(said: dict[str, int]) -> bool:
-        return (said["newest"], said["at_newest"]) == (newest, 1000)
+    def all_have_it(report: dict[str, int]) -> bool:
+        return (report["newest"], report["at_newest"]) == (newest, 1000)
 
-    return float(watches.wait_for(all_know, within=20)["last_at"])
+    return float(watches.wait_for(all_have_it, within=20)["last_at"])
 
 
 def _flapping(unit: Unit) -> None:
@@ -63,12 +63,12 @@ def _flapping(unit: Unit) -> None:
     with crowd(unit, CLIENTS, connections=CLIENTS, cells=100) as watches:
         _seconds_until_open(watches, CLIENTS)
         server.kill()
-        watches.wait_for(lambda said: said["open"] == 0, within=60)
+        watches.wait_for(lambda report: report["open"] == 0, within=60)
         began = time.monotonic()
         unit.start_server()
         await_reachable(unit)
         reached = time.monotonic() - began
-        watches.wait_for(lambda said: said["open"] == CLIENTS, within=120)
+        watches.wait_for(lambda report: report["open"] == CLIENTS, within=120)
     served = time.monotonic() - began
     print(f"{CLIENTS} clients that all lost their connection: all are served again after {served:.1f} s", end=" ")
     print(f"(the server itself was up after {reached:.1f} s)")
@@ -76,12 +76,12 @@ def _flapping(unit: Unit) -> None:
 
 def _seconds_until_open(watches: Crowd, count: int) -> float:
     began = time.monotonic()
-    watches.wait_for(lambda said: said["open"] == count, within=180)
+    watches.wait_for(lambda report: report["open"] == count, within=180)
     return time.monotonic() - began
 
 
 def _busy(server: Program, seconds: float) -> float:
-    """The share of a processor that it takes."""
+    """Return the share of a processor that the server takes."""
     before, began = cpu_seconds(server), time.monotonic()
     time.sleep(seconds)
     return (cpu_seconds(server) - before) / (time.monotonic() - began)

@@ -1,22 +1,22 @@
 """A canary: a thread that measures how much the machine stalls while a test runs.
 
-A promise such as "within two seconds" is about the programs, not about the machine that the tests happen to run on.
-So an upper bound is asserted on `steady()`, a clock that stands still while the canary is kept from running, and the
-bound is the promise's own number. A lower bound is asserted on `time.monotonic()`, without any allowance.
+A promise such as "within two seconds" is about the programs, not about the machine that runs the tests. Tests assert an
+upper bound on `steady()`, a clock that stops while the canary is kept from running; the bound is the number in the
+promise. They assert a lower bound on `time.monotonic()`, without any allowance.
 """
 
 import threading
 import time
 from functools import cache
 
-# In seconds. The burst is longer than a scheduler's time slice, so that the canary meets the same competition as the
-# programs under test. It takes about 3 % of one processor.
+# In seconds. The burst is longer than a scheduler's time slice, so that the canary competes for the processor like the
+# programs under test. The canary takes about 3 % of one processor.
 _PAUSE = 0.12
 _BURST = 0.004
 
 
 class Canary:
-    """Sleeps and works in turns, and counts the time by which either took longer than on an idle machine."""
+    """A thread that alternately sleeps and works, and adds up how much longer both took than on an idle machine."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -25,7 +25,7 @@ class Canary:
         threading.Thread(target=self._run, name="canary", daemon=True).start()
 
     def stalled(self) -> float:
-        """Return for how many seconds the machine has stalled so far, a stall that still lasts included."""
+        """Return for how many seconds the machine has stalled so far, including a stall that still lasts."""
         with self._lock:
             running = time.monotonic() - self._cycle_began
             return self._stalled + max(0.0, running - _PAUSE - 2 * _BURST)
@@ -40,7 +40,7 @@ class Canary:
                 pass
             ended, worked = time.monotonic(), time.thread_time() - worked
             late = max(0.0, woke - began - _PAUSE)
-            # Of a second, a busy program got only this share of a processor.
+            # A busy program got only this share of a processor meanwhile.
             share = min(1.0, worked / (ended - woke))
             with self._lock:
                 self._stalled += min(ended - began, late + (ended - began) * (1 - share))
@@ -53,5 +53,5 @@ def _canary() -> Canary:
 
 
 def steady() -> float:
-    """Return a time in seconds that stands still while the machine stalls. Only differences have a meaning."""
+    """Return the seconds on a clock that stops while the machine stalls. Only differences have a meaning."""
     return time.monotonic() - _canary().stalled()

@@ -1,4 +1,4 @@
-"""Certificates to test with, of authorities that live as long as a test."""
+"""Certificates to test with, issued by authorities that exist for one test."""
 
 import ipaddress
 import os
@@ -24,7 +24,7 @@ class Identity:
     key: Path
 
     def replace(self, other: "Identity") -> None:
-        """Take another's certificate and key, as one who renews them does: each at once, and one after the other."""
+        """Take another's certificate and key as a renewal does: first one file, then the other, each atomically."""
         for mine, fresh in ((self.certificate, other.certificate), (self.key, other.key)):
             copy = mine.with_suffix(".new")
             copy.write_bytes(fresh.read_bytes())
@@ -32,7 +32,7 @@ class Identity:
 
 
 class Authority:
-    """Issues certificates into a directory."""
+    """A certificate authority that issues certificates into a directory."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self._directory = directory
@@ -44,7 +44,12 @@ class Authority:
         self.file.write_bytes(signed.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
 
     def issue(self, name: str, *names: str, days: int = 30) -> Identity:
-        """A certificate for host names and numbers (this machine's if none are given); of negative days: expired."""
+        """Issue a certificate.
+
+        Args:
+            names: host names and IP addresses; this machine's if none are given.
+            days: the lifetime from now; negative makes an expired certificate.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(_name(name), self._name, key, days=days)
         builder = builder.add_extension(
@@ -58,7 +63,7 @@ class Authority:
         return identity
 
     def context(self, client: Identity | None = None) -> ssl.SSLContext:
-        """What a client trusts, and presents."""
+        """Return the TLS context of a client that trusts this authority and presents the identity, if one is given."""
         context = ssl.create_default_context(cafile=self.file)
         if client:
             context.load_cert_chain(client.certificate, client.key)
@@ -66,7 +71,7 @@ class Authority:
 
 
 def common_name(certificate: object) -> str:
-    """The subject of a certificate as the module ssl has it."""
+    """Return the common name of a certificate in the form of `ssl.SSLSocket.getpeercert`."""
     assert isinstance(certificate, dict)
     return str(certificate["subject"][0][0][1])
 

@@ -1,10 +1,10 @@
-"""A TCP proxy that does to connections what networks do: delay, throttle, swallow, cut off, reset.
+"""A TCP proxy that injects the faults of networks: it delays, throttles, drops, cuts off, resets.
 
     with ChaosProxy(unit.grpc_port) as proxy:
         unit.start_gateway(CELLEXPORT_GRPC_TARGET=f"127.0.0.1:{proxy.port}")
         proxy.latency = 10.0
 
-It runs in a thread of its own. Its faults may be changed at any time, and hold for what passes from then on.
+The proxy runs in its own thread. Its faults may be changed at any time; they apply to the bytes that pass after that.
 """
 
 import asyncio
@@ -16,18 +16,18 @@ from contextlib import suppress
 from typing import Self
 
 _PIECE = 64 * 1024
-# Types of HTTP/2's frames.
+# Types of HTTP/2 frames.
 _HEADERS_OR_DATA = (0, 1)
-# Closing sends a reset then, and nothing that was still to be sent.
+# With this as SO_LINGER, closing a socket sends a reset and discards unsent bytes.
 _AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class _Cut(Exception):
-    """Raised where a connection is to be reset."""
+    """Raised to reset a connection."""
 
 
 class ChaosProxy:
-    """Passes connections on to a port of this machine, with faults.
+    """A proxy to a port of this machine that injects faults.
 
     Args:
         target: the port.
@@ -40,15 +40,15 @@ class ChaosProxy:
         self._cut_next: int | None = None
         self._thread: threading.Thread | None = None
         self.port = 0
-        # For how many seconds, at least, what the server sends is held back.
+        # The minimum delay of bytes from the server, in seconds.
         self.latency = 0.0
-        # How many bytes a second the server may send; None is no limit.
+        # The bytes a second that the server may send; None is no limit.
         self.bandwidth: float | None = None
-        # Whether bytes vanish, both ways, on connections that stay open.
+        # Whether bytes are dropped, in both directions, while connections stay open.
         self.black_hole = False
-        # After how many bytes from the server each connection is reset; None is never.
+        # Each connection is reset after this many bytes from the server; None is never.
         self.cut_each: int | None = None
-        # How many connections were cut.
+        # The number of connections that were cut.
         self.resets = 0
 
     def __enter__(self) -> Self:
@@ -64,11 +64,11 @@ class ChaosProxy:
             self._thread.join(10)
 
     def cut_next(self, count: int | None) -> None:
-        """Reset, once, the connection on which the server answers next, after so many bytes. None takes that back."""
+        """Reset the connection of the server's next response after this many of its bytes. None withdraws the order."""
         self._cut_next = count
 
     def reset_all(self) -> None:
-        """Reset every connection that is open now."""
+        """Reset every open connection."""
         self._loop.call_soon_threadsafe(self._reset_all)
 
     async def _serve(self, started: "Future[int]") -> None:
@@ -108,7 +108,7 @@ class ChaosProxy:
         answers: asyncio.StreamReader,
         server: asyncio.StreamWriter,
     ) -> None:
-        """Pass bytes on, both ways, until either side ends or the connection is to be cut."""
+        """Pass bytes on, in both directions, until either side ends or the connection must be cut."""
         ways = [asyncio.create_task(self._ask(reader, server)), asyncio.create_task(self._answer(answers, writer))]
         try:
             ended, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -152,9 +152,9 @@ def _left(count: int | None, piece: bytes) -> int | None:
 
 
 def _is_of_an_answer(piece: bytes) -> bool:
-    """Whether it is more than whole frames by which the sides of HTTP/2 know of each other: pings, settings, windows.
+    """Return whether bytes from the server belong to a response, and are not only whole HTTP/2 control frames.
 
-    Some follow an answer a moment later.
+    Control frames (pings, settings, window updates) may follow a response a moment later.
     """
     at = 0
     while at + 9 <= len(piece):

@@ -1,7 +1,7 @@
-"""A crowd of watches, in a process of its own: `python crowd.py {target} {watches} {connections} {cells}`.
+"""A crowd of watches, in its own process: `python crowd.py {target} {watches} {connections} {cells}`.
 
-Each goes on after its revision whenever it is cut off. A line of JSON, some times a second, says how they are; the
-crowd leaves when its standard input ends.
+Each watch resumes after its last revision when it is cut off. The process reports the state of the watches several
+times a second, as a line of JSON, and exits when its standard input ends.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from cellexport.v1.cell_export_pb2 import WatchCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 
 TOKEN = "master-token-for-tests"
-# How many are opened at a time: more at once, and grpc cancels some of them.
+# gRPC cancels some watches if more are opened at once.
 _OPENED_AT_A_TIME = 250
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 2000))
 
@@ -27,7 +27,7 @@ _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_
 class _Crowd:
     opening: asyncio.Semaphore
     revisions: dict[int, int] = field(default_factory=dict)
-    # Those that have heard something since they were opened last.
+    # The watches that have received a message since they were last opened.
     open: set[int] = field(default_factory=set)
     messages: int = 0
     failures: int = 0
@@ -40,17 +40,17 @@ class _Crowd:
                 async with self.opening:
                     request = WatchCellExportRequest(cell=cell, after_revision=self.revisions.get(number, 0))
                     call = stub.WatchCellExport(request, metadata=client.bearer(TOKEN))
-                    self._heard(number, await call.read())
+                    self._receive(number, await call.read())
                 failures = 0
                 while True:
-                    self._heard(number, await call.read())
+                    self._receive(number, await call.read())
             except grpc.aio.AioRpcError:
                 self.open.discard(number)
                 self.failures += 1
                 failures += 1
                 await asyncio.sleep(random.uniform(0.5, 1) * min(5, 0.2 * 2**failures))
 
-    def _heard(self, number: int, message: object) -> None:
+    def _receive(self, number: int, message: object) -> None:
         self.revisions[number] = message.revision  # type: ignore[attr-defined]
         self.open.add(number)
         self.messages += 1
@@ -71,7 +71,7 @@ class _Crowd:
 async def _main(target: str, watches: int, connections: int, cells: int) -> None:
     crowd = _Crowd(asyncio.Semaphore(_OPENED_AT_A_TIME))
     channels = [grpc.aio.insecure_channel(target, options=_OPTIONS) for _ in range(connections)]
-    # Kept, or they would be thrown away while they work.
+    # The event loop keeps only weak references to tasks.
     tasks = [
         asyncio.create_task(crowd.follow(number, channels[number % connections], f"cell{number % cells}"))
         for number in range(watches)

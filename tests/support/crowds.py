@@ -1,4 +1,4 @@
-"""How tests and benchmarks keep a crowd of watches, and measure a server meanwhile."""
+"""Helpers to run a crowd of watches, and to measure a server meanwhile."""
 
 import json
 import os
@@ -26,21 +26,21 @@ from unit import ROOT, TOKEN, Program, Unit
 class Crowd:
     process: subprocess.Popen[str]
 
-    def wait_for(self, look: Callable[[dict[str, Any]], bool], *, within: float) -> dict[str, Any]:
-        """The crowd's first word that is as it should be."""
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], *, within: float) -> dict[str, Any]:
+        """Return the crowd's first report that meets the condition."""
         deadline = time.monotonic() + within
         assert self.process.stdout
         for line in self.process.stdout:
-            said: dict[str, Any] = json.loads(line)
-            if look(said):
-                return said
-            assert time.monotonic() < deadline, f"not so within {within} s: {said}"
-        raise AssertionError("the crowd is gone")
+            report: dict[str, Any] = json.loads(line)
+            if condition(report):
+                return report
+            assert time.monotonic() < deadline, f"condition not met within {within} s: {report}"
+        raise AssertionError("the crowd has exited")
 
 
 @contextmanager
 def crowd(unit: Unit, watches: int, *, connections: int, cells: int) -> Iterator[Crowd]:
-    """Watches of the cells `cell0` and so on, which are made here."""
+    """Make the cells `cell0` and so on, and run watches of them while the context is open."""
     for number in range(cells):
         if not (unit.directory / "cells" / f"cell{number}").is_dir():
             unit.add_cell(f"cell{number}")
@@ -64,7 +64,7 @@ def allow_many_files() -> None:
 
 
 def latencies(unit: Unit, calls: int, cell: str = "cell0") -> list[float]:
-    """How long calls of GetCellExport take, in milliseconds, one after the other."""
+    """Return the durations of consecutive GetCellExport calls, in milliseconds."""
     taken = []
     with unit.channel() as channel:
         stub, metadata = CellExportServiceStub(channel), client.bearer(TOKEN)
@@ -80,7 +80,7 @@ def p99(values: list[float]) -> float:
 
 
 def memory(program: Program) -> int:
-    """What a program has in memory, in bytes."""
+    """Return the resident memory of a program, in bytes."""
     status = Path(f"/proc/{program.process.pid}/status").read_text()
     match = re.search(r"VmRSS:\s+(\d+) kB", status)
     assert match

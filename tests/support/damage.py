@@ -1,4 +1,4 @@
-"""Snapshots taken apart and put together again, in part or wrong: with zipfile, and by the bytes."""
+"""Helpers to rebuild snapshots incompletely or wrongly, with zipfile or by changing bytes."""
 
 import hashlib
 import io
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 MANIFEST, ENTRIES = "00_manifest.json", "00_entries.ndjson"
-# Where numbers are in an entry's record in the directory, and in the header before its data.
+# Offsets of numbers in an entry's record in the zip's directory, and in the header before the entry's data.
 RECORD = {
     "version": 6,
     "flags": 8,
@@ -29,7 +29,7 @@ BLOCK = 16 * 1024 * 1024
 
 @dataclass
 class Parts:
-    """What is in a snapshot. `raw` replaces what would be written under a name."""
+    """The parts of a snapshot. `raw` replaces the content that would be written under a name."""
 
     contents: dict[str, bytes]
     lines: list[dict[str, Any]]
@@ -58,7 +58,7 @@ class Parts:
         return self.raw.get(ENTRIES) or b"".join(json.dumps(line).encode() + b"\n" for line in self.lines)
 
     def settle(self) -> "Parts":
-        """Make the manifest say what is so."""
+        """Make the manifest agree with the list of entries."""
         listed = [line for line in self.lines if "skipped" not in line]
         self.manifest["entries_sha256"] = hashlib.sha256(self.text()).hexdigest()
         self.manifest["entry_count"] = len(listed)
@@ -75,7 +75,7 @@ class Parts:
 
 
 def changed(snapshot: bytes, change: Callable[[Parts], object], *, settled: bool = True) -> bytes:
-    """A snapshot with a change to its parts, whose manifest agrees with what became of it if it is settled."""
+    """Return a snapshot with changed parts. If settled, its manifest agrees with the changed list."""
     parts = Parts.of(snapshot)
     change(parts)
     return (parts.settle() if settled else parts).zipped()
@@ -87,7 +87,7 @@ def contents_of(snapshot: bytes) -> dict[str, bytes]:
 
 
 def record_at(snapshot: bytes, name: str) -> int:
-    """Where an entry's record in the directory begins."""
+    """Return the position of an entry's record in the zip's directory."""
     return snapshot.rindex(name.encode()) - 46
 
 
@@ -97,7 +97,7 @@ def header_at(snapshot: bytes, name: str) -> int:
 
 
 def data_of(snapshot: bytes, name: str) -> range:
-    """Where an entry's data lies."""
+    """Return the positions of an entry's data."""
     start = header_at(snapshot, name)
     names, extra = struct.unpack_from("<2H", snapshot, start + 26)
     (size,) = struct.unpack_from("<L", snapshot, record_at(snapshot, name) + RECORD["compressed"])
@@ -105,7 +105,7 @@ def data_of(snapshot: bytes, name: str) -> range:
 
 
 def patched(snapshot: bytes, name: str, *, header: bool = True, record: bool = True, **numbers: int) -> bytes:
-    """A snapshot with other numbers for an entry, in its header, its record in the directory, or both."""
+    """Return a snapshot with changed numbers of an entry, in its header, its record in the directory, or both."""
     data = bytearray(snapshot)
     for key, number in numbers.items():
         layout = "<L" if key in ("crc", "compressed", "size", "offset") else "<H"
@@ -123,7 +123,7 @@ def flipped(snapshot: bytes, position: int, mask: int = 0xFF) -> bytes:
 
 
 def deflated_zeros(blocks: int) -> bytes:
-    """Zeros, 16 MB a block, in a thousandth of that."""
+    """Return deflated zeros: 16 MiB a block, in about a thousandth of that size."""
     deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     block = deflater.compress(bytes(BLOCK)) + deflater.flush(zlib.Z_FULL_FLUSH)
     return block * blocks + deflater.flush()
@@ -132,7 +132,7 @@ def deflated_zeros(blocks: int) -> bytes:
 def with_deflated(
     snapshot: bytes, name: str, deflated: bytes, *, size: int, crc: int = 0, sha256: str = "0" * 64
 ) -> bytes:
-    """A snapshot with one more entry, whose content is given as it is in the zip, and said to be what is said here."""
+    """Return a snapshot with one more entry: its compressed content, and the size and hashes to declare for it."""
     parts = Parts.of(snapshot)
     parts.contents[name] = deflated
     parts.lines.append({"name": name, "size": size, "sha256": sha256, "mtime": 0})

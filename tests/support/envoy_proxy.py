@@ -1,4 +1,4 @@
-"""Envoy, run on the configuration in examples/envoy: other ports and files, and nothing else, are the test's."""
+"""Envoy, run on the configuration in examples/envoy. The tests change its ports and files, and nothing else."""
 
 import json
 import subprocess
@@ -31,17 +31,17 @@ class Envoy:
     process: subprocess.Popen[bytes]
 
     def ask(self, path: str) -> Any:
-        """What the admin interface says, in JSON."""
+        """Return the response of the admin interface, which is JSON."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}{path}", timeout=5) as answer:
             return json.load(answer)
 
     def stats(self, prefix: str) -> dict[str, int]:
-        """Counters and gauges by what follows the prefix in their names."""
+        """Return counters and gauges, by their names without the prefix."""
         found = self.ask(f"/stats?format=json&filter=^{prefix}")["stats"]
         return {stat["name"].removeprefix(prefix): stat["value"] for stat in found if "value" in stat}
 
     def given_calls(self) -> set[int]:
-        """The ports of the servers that Envoy gives calls: healthy, and not put aside for broken connections."""
+        """Return the ports of the servers that Envoy sends calls to: healthy, not ejected for broken connections."""
         (cluster,) = self.ask("/clusters?format=json")["cluster_statuses"]
         return {
             host["address"]["socket_address"]["port_value"]
@@ -54,7 +54,10 @@ class Envoy:
 
 @contextmanager
 def running(directory: Path, servers: list[int], authority: Authority) -> Iterator[Envoy]:
-    """Envoy in front of servers on these two ports, once it serves. It presents a certificate of the authority."""
+    """Run Envoy in front of servers on these two ports. It serves when the context opens.
+
+    It presents a certificate that the authority issued.
+    """
     authority.issue("envoy")
     port, admin = free_port(), free_port()
     text = CONFIGURATION.read_text()

@@ -1,8 +1,8 @@
-"""A WSGI server that makes the application first and forks then, as gunicorn does with --preload.
+"""A WSGI server that makes the application before it forks its workers, as gunicorn does with --preload.
 
     python tests/support/forking.py FIRST_PORT WORKERS
 
-Each worker serves a port of its own, so that whoever asks knows which worker answers. SIGTERM ends them all.
+Each worker serves its own port, so that the client chooses the worker. SIGTERM ends all workers.
 """
 
 import os
@@ -20,7 +20,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name that it has there
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
         pass
 
 

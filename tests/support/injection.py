@@ -1,4 +1,4 @@
-"""Faults to inject with what a plain Debian has: small disks, system calls that fail, a wire that holds back."""
+"""Faults to inject with the tools of a plain Debian: small disks, failing system calls, a relay that holds back."""
 
 import os
 import shutil
@@ -22,20 +22,20 @@ needs_mount = pytest.mark.skipif(os.geteuid() != 0 or not _may_mount(), reason="
 
 
 def warm(unit: Unit) -> None:
-    """Have the gateway start the threads that it starts with its first requests, before it is measured."""
+    """Send requests, so that the gateway has started its threads before its use of resources is measured."""
     for _ in range(60):
         unit.http()
 
 
 @contextmanager
 def disk(place: Path, options: str) -> Iterator[Path]:
-    """A disk in memory, mounted at a directory as long as the context is open."""
+    """Mount a disk in memory at a directory while the context is open."""
     place.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True)
     try:
         yield place
     finally:
-        # Lazily: programs that a test has left running may hold files on it.
+        # Lazily, because programs that a test has left running may have open files on the disk.
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
@@ -44,7 +44,7 @@ def remount(place: Path, options: str) -> None:
 
 
 def fill(place: Path) -> Path:
-    """Take all the room that a disk has left, and return the file that holds it."""
+    """Fill a disk, and return the file that takes the space."""
     filler = place / "filler"
     with filler.open("wb", buffering=0) as file, suppress(OSError):
         while True:
@@ -54,9 +54,9 @@ def fill(place: Path) -> Path:
 
 @contextmanager
 def failing(program: Program, calls: str, error: str, *paths: Path) -> Iterator[Path]:
-    """System calls of a running program fail with an error, on these paths if any are given.
+    """Make system calls of a running program fail with an error, only on these paths if any are given.
 
-    The context's value is a file with one line for each that failed.
+    The context's value is a file with one line for each failed call.
     """
     log = program.log.with_suffix(f".{error}")
     only = [word for path in paths for word in ("-P", str(path))]
@@ -75,9 +75,9 @@ def failing(program: Program, calls: str, error: str, *paths: Path) -> Iterator[
 
 
 def traced(calls: str, inject: str, log: Path | str = "/dev/null", paths: Sequence[Path] = ()) -> list[str]:
-    """The words before a command line whose system calls are to fail from its start on.
+    """Return the words to put before a command line, so that its system calls fail from its start.
 
-    The program is our own child, not strace's, which ends with it.
+    The program is a child of the test, not of strace. Strace ends with the program.
     """
     only = [word for path in paths for word in ("-P", str(path))]
     return [
@@ -101,7 +101,7 @@ def _is_traced(pid: int) -> bool:
 
 
 class Wire:
-    """A way to a port that holds back what is sent to it while `held` is set, and loses nothing."""
+    """A relay to a port that holds all bytes back between `hold` and `let_go`, and loses none."""
 
     def __init__(self, port: int) -> None:
         self._target = port

@@ -1,14 +1,14 @@
-"""The oracle: what must hold after every fault, whatever it was. It watches while the fault happens, and judges after.
+"""The oracle: it checks the invariants that must hold after any fault. It polls during the fault, and judges after it.
 
-I1  a snapshot under its name is complete
-I2  a cell has one live export at the most
+I1  a snapshot under its final name is complete
+I2  a cell has at most one live export
 I3  within one export progress never falls, and a cell's revision only rises
 I4  an export whose exporter is dead ends within the lease and a second
-I5  an export that was called over stays over, and was called over by an outcome of its own
-I6  no part is left once an exporter has started again, and nobody else's files were touched
-I7  no secret is in a log, the database, a note, or on a command line
-I8  threads, file descriptors and memory are as they were
-I9  a call that was refused has changed nothing (`unchanged`)
+I5  an export that was reported as ended stays ended, and its end was reported with its own outcome
+I6  no `.part` file is left once an exporter has started again, and the files of other cells are unchanged
+I7  no secret is in a log, the database, an `.error` note, or on a command line
+I8  threads, file descriptors and memory are at their former level
+I9  a refused call has changed nothing (`unchanged`)
 """
 
 import functools
@@ -43,7 +43,7 @@ _POLL_SECONDS = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An answer: when it was asked for and when it came, on the monotonic clock."""
+    """A status, with the times of its request and its response on the monotonic clock."""
 
     asked: float
     came: float
@@ -52,7 +52,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """What a program uses."""
+    """The resources that a program uses."""
 
     threads: int
     files: int
@@ -60,14 +60,14 @@ class _Use:
 
 
 class Oracle:
-    """Open it around a fault. Leaving the context without an error judges I1 to I8.
+    """A context around a fault. Leaving it without an error judges I1 to I8.
 
     Args:
-        unit: with the programs that are to be watched already running.
-        cells: whose status is asked for all the while.
-        ports: of the servers to ask; the unit's own if left out.
-        exporter: whether an exporter is started at the end, to sweep what the dead have left.
-        may_step_back: whether progress may fall, as where a store has lost acknowledged writes.
+        unit: a unit in which the programs to check are already running.
+        cells: the cells of which the status is polled while the context is open.
+        ports: the servers to poll; the unit's own if omitted.
+        exporter: whether to start an exporter at the end, which sweeps the files that dead exporters have left.
+        may_step_back: whether progress may fall, for example because the store has lost acknowledged writes.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Oracle:
         self._exporter = exporter
         self._may_step_back = may_step_back
         self._over = threading.Event()
-        # Of each server and cell.
+        # By server's port and cell.
         self.history: dict[tuple[int, str], list[Seen]] = {}
         self._threads: list[threading.Thread] = []
         self._files: dict[str, str] = {}
@@ -141,7 +141,7 @@ class Oracle:
         return [program for program in self._unit.programs if program.process.poll() is None]
 
     def _judge_end_of_the_dead(self) -> None:
-        """I4, where no exporter is alive: what was claimed ends; what is queued may wait."""
+        """Judge I4, if no exporter is alive: claimed exports end; queued exports may wait."""
         if any(program.module == "server.exporter" for program in self._living()):
             return
         if not any(program.module == "server" for program in self._living()):
@@ -169,7 +169,7 @@ class Oracle:
         assert self._files == {path: digest for path, digest in self._bystanders().items() if path in self._files}
 
     def _bystanders(self) -> dict[str, str]:
-        """The files of all cells and snapshots that are not being watched."""
+        """Return the hashes of the files of all cells that are not polled, and of their snapshots."""
         found = {}
         for part in ("cells", "snapshots"):
             for path in (self._unit.directory / part).glob("*/**/*"):
@@ -196,20 +196,20 @@ class Oracle:
 
 @contextmanager
 def unchanged(unit: Unit, cell: str = "demo") -> Iterator[None]:
-    """I9: whatever is refused in this context must leave the cell's status as it was, to the last field."""
+    """Assert I9: the refused calls in this context leave every field of the cell's status unchanged."""
     before = unit.get(cell)
     yield
     assert unit.get(cell) == before
 
 
 def use(program: Program) -> _Use:
-    """What a program and its children use now."""
+    """Return the present use of resources of a program and its children."""
     pids = [program.process.pid, *_children(program.process.pid)]
     total = _Use(0, 0, 0)
     for pid in pids:
         try:
             status = Path(f"/proc/{pid}/status").read_text()
-            files = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - names are all that is counted
+            files = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - only the names are counted
         except OSError:
             continue
         numbers = dict(re.findall(r"^(Threads|VmRSS):\s+(\d+)", status, re.MULTILINE))
@@ -226,9 +226,10 @@ def _children(pid: int) -> list[int]:
 
 
 def _is_back(before: _Use, program: Program) -> bool:
-    """Within 10 %, and what a program takes once and for all when it is first used: pools, caches, connections.
+    """Return whether a program's use is back within 10 %, plus an allowance for its first use.
 
-    A server's connections to Redis are such a pool: 32 at the most, opened as they are wanted and then kept.
+    The allowance is for resources that a program takes once, when it is first used, and then keeps: pools, caches,
+    connections. A server's pool of connections to Redis is one of them: up to 32, opened on demand and then kept.
     """
     now = use(program)
     return (
@@ -239,7 +240,7 @@ def _is_back(before: _Use, program: Program) -> bool:
 
 
 def _judge_history(key: tuple[int, str], answers: Sequence[Seen], *, may_step_back: bool) -> None:
-    """I3 and I5: what one client was told, one answer after the other."""
+    """Judge I3 and I5 on consecutive responses to one client."""
     over: set[tuple[str, int]] = set()
     for earlier, later in itertools.pairwise(answers):
         before, after = earlier.status, later.status

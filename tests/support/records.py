@@ -1,4 +1,4 @@
-"""Records to test with."""
+"""Sample records of cells."""
 
 from server.exports.model import CellRecord, Export, Outcome, Phase, Progress, Reason, Result
 
@@ -6,13 +6,13 @@ ACCEPTED_AT = 1486976400000
 
 
 def following(record: CellRecord, accepted_at: int = ACCEPTED_AT) -> CellRecord:
-    """The next record of a cell: with an export that waits."""
+    """Return the next record of a cell, with a queued export."""
     export = Export(export_id="ab12", name="snap", request_key="key", accepted_at=accepted_at)
     return CellRecord(cell=record.cell, revision=record.revision + 1, updated_at=accepted_at, export=export)
 
 
 def full(record: CellRecord) -> CellRecord:
-    """The next record of a cell: with something in every field."""
+    """Return the next record of a cell, with a value in every field."""
     progress = Progress(
         work_done=81, work_total=100, entries_done=3, entries_total=4, bytes_done=2**40, bytes_total=2**41
     )
@@ -51,7 +51,7 @@ def full(record: CellRecord) -> CellRecord:
 
 
 def idle(record: CellRecord) -> CellRecord:
-    """The next record of a cell: after an export that succeeded."""
+    """Return the next record of a cell, after an export that succeeded."""
     outcome = Outcome(
         export_id="ab12",
         name="snap",

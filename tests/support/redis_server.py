@@ -1,4 +1,4 @@
-"""A Redis of the test's own: a real server, as a process, on a free port."""
+"""A real Redis server for a test: a process on a free port."""
 
 import signal
 import subprocess
@@ -13,12 +13,12 @@ from canary import steady
 from server.stores.redis.scripts import MARK
 from unit import eventually, free_port
 
-# What survives a restart: every write, at once.
+# Options with which every acknowledged write survives a restart.
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
 
 
 class RedisServer:
-    """Started at once. `stop` it in the end."""
+    """A Redis server, started by its constructor. The test must `stop` it."""
 
     def __init__(self, directory: Path, *options: str, port: int | None = None, before: tuple[str, ...] = ()) -> None:
         self.directory = directory
@@ -56,7 +56,7 @@ class RedisServer:
         self.process.wait(10)
 
     def restart(self) -> None:
-        """Start again what was killed, on the same files."""
+        """Start Redis again on the same files, after `kill`."""
         self.process = self._start()
 
     def stop(self) -> None:
@@ -67,7 +67,7 @@ class RedisServer:
 
     @contextmanager
     def paused(self) -> Iterator[float]:
-        """Stop Redis while the context is open. Its value is when that began, on the steady clock."""
+        """Pause Redis while the context is open. The context's value is the start of the pause, on the steady clock."""
         self.process.send_signal(signal.SIGSTOP)
         try:
             yield steady()
@@ -75,7 +75,7 @@ class RedisServer:
             self.process.send_signal(signal.SIGCONT)
 
     def is_settled(self) -> bool:
-        """Whether servers give statuses."""
+        """Return whether the store is settled, so that servers return statuses."""
         with self.client() as client:
             return bool(client.hget(MARK, "settled") == b"1")
 

@@ -1,4 +1,4 @@
-"""What makes a snapshot complete: read with nothing but Python's own zipfile and the documented layout."""
+"""A check that a snapshot is complete. It uses only Python's zipfile and the documented layout."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ ODATA = {"10_odata/00_cell.json", *(f"10_odata/{stem}.pjson" for stem in _STEMS.
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The manifest and the list of a snapshot, after everything they say of it was found true."""
+    """Return the manifest and the list of entries of a snapshot, after asserting that the snapshot agrees with both."""
     with zipfile.ZipFile(path) as snapshot:
         assert snapshot.testzip() is None
         manifest = json.loads(snapshot.read("00_manifest.json"))

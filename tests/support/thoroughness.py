@@ -1,4 +1,4 @@
-"""How many examples a property is tried with: few in `make test`, many in `make test-faults`."""
+"""The number of examples of a property test: few in `make test`, many in `make test-faults`."""
 
 import os
 
@@ -6,7 +6,7 @@ import pytest
 
 THOROUGH = bool(os.environ.get("THOROUGH"))
 
-# For a property that `make test-faults` tries again, with all its examples.
+# Marks a property test that `make test-faults` runs again, with many examples.
 property_test = pytest.mark.thorough
 
 

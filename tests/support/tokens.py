@@ -1,4 +1,4 @@
-"""Tokens and cookies made by hand, field by field, and what both doors say of them."""
+"""Tokens and cookies built field by field, and the verdicts on them over HTTP and gRPC."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ def of_2017(name: str) -> bytes:
 
 
 def fields(kind: str, *extras: str, **changed: str) -> list[str]:
-    """The fields of a token in today's layout that is good for an hour, but for what is changed."""
+    """Return the fields of a token in today's layout that is valid for an hour, except for the changed fields."""
     values = {
         "issued": str(now())[::-1],
         "kind": kind,
@@ -99,7 +99,7 @@ def older(
 
 
 def expired(milliseconds: int = 3_601_000) -> str:
-    """When a token of an hour was issued that has expired."""
+    """Return the `issued` field of a token that lives an hour and has expired."""
     return str(now() - milliseconds)[::-1]
 
 
@@ -112,7 +112,7 @@ def cookie(token: str, *, peer: str = PEER, host: str = "unit1.example", vector:
 
 @dataclass
 class Issuer:
-    """An issuer of JWTs with keys of one algorithm, in files that a server can be pointed at."""
+    """An issuer of JWTs with keys of one algorithm, in files that a server's settings can name."""
 
     directory: Path
     algorithm: str = "RS256"
@@ -150,7 +150,7 @@ class Issuer:
         return self.library.to_jwk(public, as_dict=True) | {"kid": kid}
 
     def claims(self, **changed: Any) -> dict[str, Any]:
-        """Good for an hour on every cell of the unit, but for what is changed; None leaves a claim out."""
+        """Return claims that are valid for an hour on the cell `demo`, except for changed ones; None omits a claim."""
         seconds = int(time.time())
         good = {"iss": self.url, "aud": CELL_URL, "sub": "svc", "scope": "root", "iat": seconds, "exp": seconds + 3600}
         return {name: value for name, value in (good | changed).items() if value is not None}
@@ -159,7 +159,7 @@ class Issuer:
         return self.sign(json.dumps(self.claims(**changed)), header, kid)
 
     def sign(self, claims: str, header: dict[str, Any] | str | None = None, kid: str | None = None) -> str:
-        """A token with that text for claims, and for a header if a text is given."""
+        """Sign a token with this text as its claims. A header given as text replaces the whole header."""
         kid = kid or next(iter(self.keys))
         whole = {"alg": self.algorithm, "typ": "at+jwt", "kid": kid} | (header if isinstance(header, dict) else {})
         first = header if isinstance(header, str) else json.dumps({k: v for k, v in whole.items() if v is not None})
@@ -179,7 +179,10 @@ def generate(algorithm: str) -> Any:
 
 
 def verdict(unit: Unit, token: str | None, *, cell: str = "demo", **headers: str) -> str:
-    """What both doors say of a Bearer token, or of other headers: `200` or the code of a refusal, the same of both."""
+    """Return the verdict on a Bearer token, or on other headers: `200` or the code of a refusal.
+
+    The verdict is asserted to be the same over HTTP and gRPC.
+    """
     if token is not None:
         headers["authorization"] = f"Bearer {token}"
     return ask(unit, cell, headers, cookies=(), peers=())

@@ -1,4 +1,4 @@
-"""Callers, and an exporter, that go on for as long as servers are replaced under them."""
+"""Callers, and an exporter, that keep working while servers are replaced."""
 
 import http.client
 import json
@@ -20,14 +20,14 @@ from unit import TOKEN, HandExporter, answered, eventually
 
 T = TypeVar("T")
 
-# Of each caller.
+# By each caller.
 REQUESTS_A_SECOND = 25
 NO_RETRIES = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 
 @dataclass
 class Caller:
-    """Asks at a steady pace, and counts what it is told."""
+    """A caller that sends requests at a steady pace, and counts the outcomes."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0
@@ -45,12 +45,12 @@ class Caller:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of every connection."""
+        """Close every connection."""
 
 
 @dataclass
 class GrpcCaller(Caller):
-    """Asks over one channel, which tries nothing again by itself."""
+    """A caller over one gRPC channel that retries nothing."""
 
     target: str = ""
 
@@ -71,10 +71,10 @@ class GrpcCaller(Caller):
 
 @dataclass
 class HttpCaller(Caller):
-    """Asks one gateway after the other, over connections that are kept.
+    """A caller over HTTP that alternates between gateways, and keeps its connections open.
 
-    It goes to the next gateway where a connection is refused, and asks once more where one that was idle had been
-    closed. Nothing else is tried again.
+    If a gateway refuses the connection, the caller goes to the next gateway. If an idle connection had been closed, it
+    sends the request once more. It retries nothing else.
     """
 
     ports: list[int] = field(default_factory=list)
@@ -123,7 +123,7 @@ class HttpCaller(Caller):
 
 
 def export(target: str, over: threading.Event) -> None:
-    """An export as long as the restarts last. Whatever fails on the way is tried again, as exporters do."""
+    """Run an export until the event is set. Failed calls are retried, as exporters do."""
     sequence = 0
     with client.channel(target) as channel:
         exporter, starting = HandExporter(channel), CellExportServiceStub(channel)
@@ -137,7 +137,7 @@ def export(target: str, over: threading.Event) -> None:
 
 
 def passing(call: Callable[[], T]) -> T | None:
-    """What comes of a call; None where a server that is ending let go of it."""
+    """Return the result of a call; None if a server that is shutting down has dropped it."""
     try:
         return call()
     except grpc.RpcError as error:

@@ -1,4 +1,4 @@
-"""A unit to test with: its directory, and the programs that run on it."""
+"""A Personium unit to test with: its directory, and the programs that run on it."""
 
 import http.client
 import json
@@ -49,31 +49,31 @@ T = TypeVar("T")
 TOKEN = "master-token-for-tests"
 OWNER = "http://localhost:8080/unitadmin/#owner"
 UNIT_URL = "https://unit1.example/"
-# Variables that are read before, or while, modules are imported.
+# Prefixes of variables that are read before, or while, modules are imported.
 _FOR_A_FRESH_INTERPRETER = ("GRPC_", "LD_", "PYTHON")
 ROOT = Path(__file__).parent.parent.parent
 
 
-def eventually(look: Callable[[], T | None], *, within: float = 60.0) -> T:
-    """Return the first result of `look` that is neither None nor False.
+def eventually(check: Callable[[], T | None], *, within: float = 60.0) -> T:
+    """Call `check` until it returns neither None nor False, and return that result.
 
     Args:
-        within: seconds on the steady clock; a promise's own number, or a long time that only notices a hang.
+        within: seconds on the steady clock: the number in the promise, or a long time that only detects a hang.
     """
     deadline = steady() + within
     pause = threading.Event()
     while True:
-        result = look()
+        result = check()
         if result is not None and result is not False:
             return result
         if steady() > deadline:
-            raise AssertionError(f"not so within {within} s")
+            raise AssertionError(f"condition not met within {within} s")
         pause.wait(0.01)
 
 
 @contextmanager
 def meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Work in a thread of its own as long as the context is open: until the event is set."""
+    """Run `work` in another thread while the context is open. The event is set to end the work."""
     over = threading.Event()
     thread = threading.Thread(target=work, args=(over,))
     thread.start()
@@ -85,21 +85,21 @@ def meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 
 def needs(program: str, package: str = "") -> pytest.MarkDecorator:
-    """Skip a test where a program, or a file given by its path, is missing; in CI it has to be there.
+    """Skip a test if a program, or a file given by its path, is missing. In CI the test runs, and fails without it.
 
     Args:
-        package: what Debian has it in, where that is called otherwise.
+        package: the Debian package that has the program, if its name differs.
     """
     found = Path(program).exists() if "/" in program else shutil.which(program)
     missing = not found and not os.environ.get("CI")
     return pytest.mark.skipif(missing, reason=f"{program} is not installed (Debian: apt install {package or program})")
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a disk or to give up rights")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a disk or to drop privileges")
 
 
 def refused(error: pytest.ExceptionInfo[grpc.RpcError]) -> tuple[str, str]:
-    """The status and the reason of a call that the server's own code refused."""
+    """Return the status and the reason of a call that was refused by the server's code, not by gRPC."""
     info = client.error_info(error.value)
     assert info is not None
     assert info.domain == "cellexport"
@@ -108,7 +108,7 @@ def refused(error: pytest.ExceptionInfo[grpc.RpcError]) -> tuple[str, str]:
 
 
 def answered(call: Callable[..., object], *arguments: object) -> bool:
-    """Whether a call went through; any error but that of a server that is away is the test's."""
+    """Return whether a call succeeded. Errors are raised, except those of an unavailable server."""
     try:
         call(*arguments)
     except grpc.RpcError as error:
@@ -119,7 +119,12 @@ def answered(call: Callable[..., object], *arguments: object) -> bool:
 
 
 def request(line: str, *headers: str, body: bytes = b"") -> bytes:
-    """The bytes of a request: its first line without version, and header lines."""
+    """Return the bytes of an HTTP request.
+
+    Args:
+        line: the request line without the version.
+        headers: header lines.
+    """
     return "\r\n".join([f"{line} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode("latin-1") + body
 
 
@@ -127,14 +132,14 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """A frame of HTTP/2."""
+    """Return an HTTP/2 frame."""
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that the kernel gives to no outgoing connection meanwhile.
+    """Return a port that is not in use, and that the kernel does not assign to outgoing connections.
 
-    Drawn by chance, so that tests that run beside each other don't meet.
+    The port is random, so that concurrent tests don't get the same one.
     """
     chance = random.SystemRandom()
     while True:
@@ -146,7 +151,7 @@ def free_port() -> int:
 
 @dataclass
 class Answer:
-    """An HTTP answer. Header names are in lower case."""
+    """An HTTP response. Header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -162,7 +167,7 @@ class Answer:
 
 @dataclass
 class Program:
-    """A running program, and what it has logged."""
+    """A running program, and the file with its output."""
 
     module: str
     process: Process
@@ -172,12 +177,12 @@ class Program:
         return [json.loads(line) for line in self.log.read_bytes().splitlines() if line.startswith(b"{")]
 
     def wait_for_log(self, message: str) -> dict[str, Any]:
-        def look() -> dict[str, Any] | None:
+        def matching_line() -> dict[str, Any] | None:
             if self.process.poll() is not None:
-                raise AssertionError(f"ended with {self.process.returncode}: {self.log.read_text()}")
+                raise AssertionError(f"exited with status {self.process.returncode}: {self.log.read_text()}")
             return next((line for line in self.lines() if line["message"] == message), None)
 
-        return eventually(look)
+        return eventually(matching_line)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -191,7 +196,7 @@ class Program:
         return self.process.wait(60)
 
     def peak_memory(self) -> int:
-        """The most memory that it ever had, in bytes."""
+        """Return the peak of the program's resident memory, in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         match = re.search(r"VmHWM:\s+(\d+) kB", status)
         assert match
@@ -200,16 +205,16 @@ class Program:
 
 @dataclass
 class Unit:
-    """A unit's directory and programs. Closing it ends them all."""
+    """A unit's directory and programs. Leaving the context ends all programs."""
 
     directory: Path
     lease_seconds: float = 2.0
     programs: list[Program] = field(default_factory=list)
     grpc_port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
-    # For every program that is started.
+    # Variables for every program that is started.
     settings: dict[str, str] = field(default_factory=dict)
-    # How callers reach the two doors; None for plaintext.
+    # How callers connect to the gRPC port and the REST facade; None for plaintext.
     grpc_tls: client.Tls | None = None
     http_tls: ssl.SSLContext | None = None
 
@@ -225,7 +230,7 @@ class Unit:
             program.process.wait(60)
 
     def add_cell(self, name: str, files: Mapping[str, bytes] | None = None) -> Path:
-        """Make a cell, and return the directory of its files."""
+        """Make a cell, and return its `webdav` directory."""
         cell = self.directory / "cells" / name
         webdav = cell / "webdav"
         webdav.mkdir(parents=True)
@@ -253,7 +258,13 @@ class Unit:
         }
 
     def start(self, module: str, *before: str, **more: str) -> Program:
-        """Start a program by its module's name, behind other words of a command line if given."""
+        """Start a program.
+
+        Args:
+            module: the name that `python -m` would get.
+            before: words of the command line before `python`, such as `strace` and its options.
+            more: variables for this program.
+        """
         log = self.directory.parent / f"{module}-{secrets.token_hex(4)}.log"
         log.touch()
         process: Process
@@ -282,7 +293,7 @@ class Unit:
         exporter.wait_for_log("waiting for exports")
         return exporter
 
-    # What callers do.
+    # Calls.
 
     def http(
         self,
@@ -308,7 +319,7 @@ class Unit:
             connection.close()
 
     def raw(self, request: bytes, *, method: str = "GET", end: bool = False) -> Answer:
-        """The answer to a request as it is written here. `end` says that nothing will follow it."""
+        """Send these bytes, and return the response. `end` closes the sending side of the connection after them."""
         with socket.create_connection(("127.0.0.1", self.http_port), 60) as connection:
             connection.sendall(request)
             if end:
@@ -316,7 +327,7 @@ class Unit:
             response = http.client.HTTPResponse(connection, method=method)
             response.begin()
             names = {name.lower(): value for name, value in response.getheaders()}
-            assert len(names) == len(response.getheaders()), "a header was sent twice"
+            assert len(names) == len(response.getheaders()), "the response has a header twice"
             return Answer(response.status, names, response.read())
 
     def status(self, cell: str = "demo") -> dict[str, str]:
@@ -348,16 +359,16 @@ class Unit:
             return call(request, metadata=client.bearer(TOKEN), timeout=60).cell_export
 
     def wait_until_ready(self, cell: str = "demo", *, within: float = 60.0) -> CellExport:
-        def look() -> CellExport | None:
+        def ready() -> CellExport | None:
             status = self.get(cell)
             return status if status.state == CellExport.STATE_READY else None
 
-        return eventually(look, within=within)
+        return eventually(ready, within=within)
 
     def wait_until_ready_or_away(self, cell: str = "demo", *, within: float = 60.0) -> CellExport:
-        """As `wait_until_ready`, where the store may be away meanwhile."""
+        """Wait like `wait_until_ready`, while the store may be unavailable."""
 
-        def look() -> CellExport | None:
+        def ready() -> CellExport | None:
             try:
                 status = self.get(cell)
             except grpc.RpcError as error:
@@ -366,11 +377,11 @@ class Unit:
                 return None
             return status if status.state == CellExport.STATE_READY else None
 
-        return eventually(look, within=within)
+        return eventually(ready, within=within)
 
 
 class HandExporter:
-    """An exporter played by the test, call by call."""
+    """An exporter whose calls the test makes one by one."""
 
     def __init__(self, channel: grpc.Channel, token: str = TOKEN) -> None:
         self.stub = ExporterServiceStub(channel)
@@ -394,7 +405,7 @@ class HandExporter:
         return claimed
 
     def report(self, claimed: ClaimedExport, sequence: int, done: int, total: int = 100) -> bool:
-        """Report, and return whether the export is to end."""
+        """Report progress, and return whether the export must end."""
         progress = Progress(work_done=done, work_total=total)
         request = ReportProgressRequest(cell=claimed.cell, lease=claimed.lease, sequence=sequence, progress=progress)
         return self.stub.ReportProgress(request, metadata=self.metadata, timeout=60).cancel_requested

@@ -1,4 +1,4 @@
-"""Watches, played by the test."""
+"""Watches that a test reads."""
 
 import queue
 import threading
@@ -16,7 +16,7 @@ from unit import TOKEN, Unit
 
 
 class Watch:
-    """One call of WatchCellExport. Its messages are read one at a time."""
+    """A call of WatchCellExport. The test reads its messages one at a time."""
 
     def __init__(self, channel: grpc.Channel, cell: str = "demo", *, token: str = TOKEN, **request: int) -> None:
         message = WatchCellExportRequest(cell=cell, **request)  # type: ignore[arg-type]
@@ -26,14 +26,14 @@ class Watch:
         return next(self.call)
 
     def next_status(self) -> WatchCellExportResponse:
-        """The next message that has a status."""
+        """Return the next message with a status."""
         while True:
             message = self.next()
             if message.HasField("cell_export"):
                 return message
 
     def end(self) -> grpc.RpcError | None:
-        """How the watch ends, whatever it says until then."""
+        """Read the watch to its end, and return the error with which it ended; None if it ended with OK."""
         try:
             for _ in self.call:
                 continue
@@ -44,10 +44,10 @@ class Watch:
 
 @dataclass
 class Follower:
-    """A caller who watches through whatever happens, and what it was told."""
+    """The messages of a watch that resumes after each error, and the error that ended it for good."""
 
     messages: list[WatchCellExportResponse] = field(default_factory=list)
-    # Of each message, as it comes.
+    # Each message, for tests that wait for the next one.
     arrived: "queue.SimpleQueue[WatchCellExportResponse]" = field(default_factory=queue.SimpleQueue)
     failed: list[grpc.RpcError] = field(default_factory=list)
 
@@ -55,7 +55,7 @@ class Follower:
         return [message for message in self.messages if message.HasField("cell_export")]
 
     def judge(self) -> None:
-        """Nothing was told twice, or out of order, and the watch has never failed for good."""
+        """Assert that no status was sent twice or out of order, and that the watch has not failed for good."""
         assert not self.failed
         revisions = [message.revision for message in self.statuses()]
         assert all(earlier < later for earlier, later in pairwise(revisions)), revisions
@@ -71,7 +71,7 @@ def following(unit: Unit, cell: str = "demo", *, target: str | None = None) -> I
                 follower.messages.append(message)
                 follower.arrived.put(message)
         except (grpc.RpcError, ValueError) as error:
-            # A channel that was closed ends the call that was on it.
+            # Closing the channel ends its call with an error; that is not a failure.
             if not over.is_set():
                 follower.failed.append(error if isinstance(error, grpc.RpcError) else grpc.RpcError(str(error)))
 

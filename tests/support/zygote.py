@@ -1,11 +1,11 @@
-"""Starts programs quickly: as forks of one interpreter that has imported their modules already.
+"""The zygote: it starts programs quickly, as forks of one interpreter that has already imported their modules.
 
-The suite starts hundreds of programs, and the imports of each cost nearly half a second of processor time. A program
-from here is still a process of its own, with its own environment, output and signals, and runs `__main__` as
-`python -m` does. A program behind another command, such as `strace`, or with variables that only a fresh interpreter
-obeys, is started the usual way.
+The suite starts hundreds of programs, and the imports of each cost nearly half a second of processor time. A forked
+program is still a separate process, with its own environment, output and signals, and runs `__main__` as `python -m`
+does. Programs behind another command, such as `strace`, and programs with variables that only a fresh interpreter
+obeys, are started the usual way (see `unit.Unit.start`).
 
-The zygote is the parent of its programs: it reports their ends over its standard output.
+The zygote is the parent process of its programs. It reports their ends over its standard output.
 """
 
 import json
@@ -88,7 +88,7 @@ class Forked:
 
 
 class Zygote:
-    """The prepared interpreter, as a process beside the tests."""
+    """The prepared interpreter, a process beside the tests."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -110,11 +110,12 @@ class Zygote:
         given: Path | None = None,
         errors: Path | None = None,
     ) -> Forked:
-        """Start a program with its output in a file.
+        """Start a program that writes its output to a file.
 
         Args:
-            given: the file that is its standard input; nothing if omitted.
-            errors: the file for its standard error; that of its output if omitted.
+            log: the file for standard output.
+            given: the file for standard input; empty input if omitted.
+            errors: the file for standard error; the same as for standard output if omitted.
         """
         order = {
             "module": module,
@@ -170,7 +171,7 @@ def _serve() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    # Ctrl-C is for the tests.
+    # Ctrl-C ends the tests, not the zygote.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     selector = selectors.DefaultSelector()
     selector.register(reader, selectors.EVENT_READ)
@@ -203,7 +204,7 @@ def _become(order: dict[str, Any]) -> None:
         signal.set_wakeup_fd(-1)
         for number in _SIGNALS:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        # As Python sets it at its start.
+        # As Python does at its start.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         for target, name in enumerate(order["streams"]):
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND if target else os.O_RDONLY
@@ -219,10 +220,10 @@ def _become(order: dict[str, Any]) -> None:
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except BaseException as error:  # noqa: BLE001 - the end of the program
+    except BaseException as error:  # noqa: BLE001 - shown like any uncaught error
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
-        threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter does before atexit
+        threading._shutdown()  # type: ignore[attr-defined]  # the interpreter calls it before atexit
         import atexit
 
         atexit._run_exitfuncs()
