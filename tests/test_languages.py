@@ -82,9 +82,11 @@ def test_java_takes_the_contract(tmp_path: Path) -> None:
     annotation.write_text(
         "package javax.annotation;\npublic @interface Generated { String value(); String comments(); }"
     )
+
     path = ":".join(f"/usr/share/java/{jar}.jar" for jar in JARS)
     classes = tmp_path / "classes"
     compile_with(code, "javac", "-proc:none", "-nowarn", "-d", classes, "-cp", path, *sources(code, "*.java"))
+
     assert (classes / "io" / "cellexport" / "v1" / "CellExportServiceGrpc.class").exists()
 
 

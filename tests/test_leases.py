@@ -78,17 +78,21 @@ def test_what_was_claimed_and_not_begun_can_be_given_back(unit: Unit, exporter: 
     assert claimed is not None
     with unchanged(unit):
         exporter.give_back("fedcba9876543210")
+
     exporter.give_back("0123456789abcdef")
     with pytest.raises(grpc.RpcError) as lost:
         exporter.report(claimed, 1, 1)
     assert refused(lost) == ("ABORTED", "LEASE_LOST")
+
     again = exporter.claim(request_id="0123456789abcdef")
     assert again is not None
     assert again.lease.export_id == claimed.lease.export_id
     assert again.lease.epoch > claimed.lease.epoch
+
     exporter.report(again, 1, 1)
     with unchanged(unit):
         exporter.give_back("0123456789abcdef")
+
     # Giving back again takes no export either.
     unit.add_cell("other")
     unit.begin(cell="other")
@@ -102,8 +106,11 @@ def test_what_is_given_back_is_not_taken_for_what_another_was_given(unit: Unit, 
         unit.begin(cell=cell)
     exporter.claim(request_id="0123456789abcdef")
     lost = exporter.claim(request_id="fedcba9876543210")
+
     exporter.give_back("0123456789abcdef")
+
     assert lost is not None
+
     again = exporter.claim(request_id="fedcba9876543210")
     assert again is not None
     assert again.lease.export_id == lost.lease.export_id
@@ -225,15 +232,18 @@ def test_without_the_units_token_nobody_claims(unit: Unit, exporter: HandExporte
 def test_an_end_may_be_reported_twice_but_not_changed(unit: Unit, exporter: HandExporter) -> None:
     unit.begin("one")
     claimed = exporter.must_claim()
+
     ended = exporter.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_NO_SPACE)
     assert (ended.state, ended.last_outcome.reason) == (CellExport.STATE_READY, Outcome.REASON_NO_SPACE)
     assert exporter.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_NO_SPACE) == ended
+
     with pytest.raises(grpc.RpcError) as error:
         exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
     assert refused(error) == ("ABORTED", "LEASE_LOST")
     with pytest.raises(grpc.RpcError) as error:
         exporter.report(claimed, 9, 1)
     assert refused(error) == ("ABORTED", "LEASE_LOST")
+
     assert unit.get() == ended
 
 
@@ -266,21 +276,25 @@ def test_an_exporter_that_is_silent_for_its_lease_has_lost_it(unit: Unit, export
     unit.begin("silent")
     claimed = exporter.must_claim()
     exporter.report(claimed, 1, 40)
+
     status = unit.wait_until_ready(within=unit.lease_seconds + 1.5)
     assert (status.last_outcome.result, status.last_outcome.reason) == (
         Outcome.RESULT_INTERRUPTED,
         Outcome.REASON_LEASE_EXPIRED,
     )
+
     note = (unit.snapshots / "demo" / "silent.error").read_text()
     assert note == (
         '{"code":"PR500-CX-0001","message":{"lang":"en","value":"Cell export was interrupted. [LEASE_EXPIRED]"}}'
     )
     line = unit.programs[0].wait_for_log("export ended: its exporter was silent")
     assert (line["result"], line["reason"]) == ("INTERRUPTED", "LEASE_EXPIRED")
+
     with pytest.raises(grpc.RpcError) as error:
         exporter.report(claimed, 2, 50)
     assert refused(error) == ("ABORTED", "LEASE_LOST")
     assert unit.get() == status
+
     unit.begin("silent")
     assert exporter.must_claim().lease.epoch > claimed.lease.epoch
 
@@ -380,6 +394,7 @@ def test_an_export_ends_though_there_is_no_place_for_snapshots(unit: Unit) -> No
 def test_a_store_that_refuses_reports_costs_no_living_exporter_its_lease(unit: Unit, exporter: HandExporter) -> None:
     unit.begin()
     claimed = exporter.must_claim()
+
     other = sqlite3.connect(unit.directory / "export.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     locked = time.monotonic()
@@ -387,22 +402,27 @@ def test_a_store_that_refuses_reports_costs_no_living_exporter_its_lease(unit: U
     while time.monotonic() - locked < unit.lease_seconds + 0.5:
         sequence += 1
         assert not answered(exporter.report, claimed, sequence, sequence)
+
     other.close()
     threading.Event().wait(0.3)
     exporter.report(claimed, sequence + 1, 50)
+
     assert unit.get().exportation.progress_percent == 50
 
 
 def test_a_living_export_outlasts_a_damaged_access_file(unit: Unit, exporter: HandExporter) -> None:
     unit.begin()
     claimed = exporter.must_claim()
+
     access = unit.directory / "cells" / "demo" / "cell.toml"
     kept = access.read_bytes()
     access.write_bytes(b"owner = " + b"[" * 100_000)
     exporter.report(claimed, 1, 1)
+
     with pytest.raises(grpc.RpcError) as error:
         unit.get()
     assert refused(error) == ("DATA_LOSS", "DATA_DAMAGED")
+
     exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
     access.write_bytes(kept)
     assert unit.get().state == CellExport.STATE_READY

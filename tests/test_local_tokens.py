@@ -242,6 +242,7 @@ def test_local_tokens(unit: Unit, row: str) -> None:
 def test_the_role_all_means_every_accepted_caller(unit: Unit) -> None:
     url = f"{UNIT_URL}open/"
     account = local("AR~", fields("0", subject="me", issuer=url), issuer=url)
+
     assert verdict(unit, account, cell="open") == "200"
     assert verdict(unit, local("AV~", fields("1", "", issuer=url), issuer=url), cell="open") == "200"
     assert verdict(unit, local("AP~", fields("7", issuer=url), issuer=url), cell="open") == LACKING

@@ -58,8 +58,10 @@ class Odd:
 Odd()
 1 / 0
 """
+
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
     lines = [json.loads(line) for line in ended.stderr.splitlines()]
+
     assert ended.returncode == 1
     assert [line["level"] for line in lines] == ["warning", "error", "error", "error"]
     assert all("ZeroDivisionError" in line["trace"] for line in lines[1:])

@@ -71,10 +71,12 @@ def gateway_port(unit: Unit) -> int:
 def test_calls_requests_and_exports_are_counted_as_they_end(unit: Unit, server_port: int, gateway_port: int) -> None:
     server = unit.start_server()
     unit.start_gateway()
+
     for token, path in ((TOKEN, "/demo/__export"), ("wrong", "/demo/__export"), (TOKEN, "/canary-cell/__export")):
         unit.http(path=path, token=token)
     unit.http("CANARY", "/canary/path", headers={"X-Personium-RequestKey": "canary-key"})
     unit.http("POST", headers={"X-HTTP-Method-Override": "HEAD"})
+
     with unit.channel() as channel:
         hand = HandExporter(channel)
         request = ClaimExportRequest(request_id="0123456789abcdef", wait=Duration(seconds=20))
@@ -84,16 +86,20 @@ def test_calls_requests_and_exports_are_counted_as_they_end(unit: Unit, server_p
         waiting.cancel()
         with pytest.raises(grpc.RpcError):
             hand.stub.ClaimExport(request, metadata=hand.metadata, timeout=0.3)
+
         unknown: Any = channel.unary_unary("/canary.Service/Canary")
         with pytest.raises(grpc.RpcError):
             unknown(b"")
+
         unit.begin("one")
         claimed = hand.must_claim()
         eventually(lambda: states(server_port) == {"queued": 0, "running": 1, "stalled": 0})
         hand.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_NO_SPACE)
     eventually(lambda: states(server_port) == {"queued": 0, "running": 0, "stalled": 0})
+
     text = scrape(server_port)
     found = samples(text)
+
     assert handled(found, "GetCellExport") == {"OK": 2, "UNAUTHENTICATED": 1, "NOT_FOUND": 1}
     assert handled(found, "ClaimExport") == {"CANCELLED": 1, "DEADLINE_EXCEEDED": 1, "OK": 1}
     assert handled(found, "unknown") == {"UNIMPLEMENTED": 1}
@@ -103,6 +109,7 @@ def test_calls_requests_and_exports_are_counted_as_they_end(unit: Unit, server_p
     assert value(found, "grpc_server_handling_seconds_count", grpc_method="GetCellExport") == 4
     assert value(found, "cellexport_exports_finished_total", result="failed", reason="no_space") == 1
     assert value(found, "cellexport_store_seconds_count", operation="read", outcome="ok") > 0
+
     web = scrape(gateway_port)
     found = samples(web)
     requests = {
@@ -110,6 +117,7 @@ def test_calls_requests_and_exports_are_counted_as_they_end(unit: Unit, server_p
         for name, labels, count in found
         if name == "http_server_requests_total"
     }
+
     assert requests == {
         ("GET", "/<cell>/__export", "200"): 1,
         ("GET", "/<cell>/__export", "401"): 1,
@@ -121,6 +129,7 @@ def test_calls_requests_and_exports_are_counted_as_they_end(unit: Unit, server_p
     assert value(found, "http_server_requests_in_flight") == 0
     assert value(found, "grpc_client_handled_total", grpc_code="NOT_FOUND") == 1
     assert value(found, "process_start_time_seconds") > 0
+
     for word in ("canary", "demo", "one"):
         assert not re.search(rf'"[^"]*{word}[^"]*"', text + web)
     # Callers that disconnect cause no warning.
@@ -133,16 +142,19 @@ def test_a_watch_is_one_call_for_all_of_its_time(unit: Unit, server_port: int) -
         stub = CellExportServiceStub(channel)
         watch = stub.WatchCellExport(WatchCellExportRequest(cell="demo"), metadata=client.bearer(TOKEN))
         next(iter(watch))
+
         # A message is counted once it has been written; its reader may be faster.
         eventually(lambda: value(samples(scrape(server_port)), "grpc_server_msg_sent_total"))
         found = samples(scrape(server_port))
         assert value(found, "cellexport_watches") == 1
         assert (handled(found, "WatchCellExport"), value(found, "grpc_server_msg_sent_total")) == ({}, 1)
+
         watch.cancel()
         eventually(lambda: handled(samples(scrape(server_port)), "WatchCellExport") == {"CANCELLED": 1})
         refused = stub.WatchCellExport(WatchCellExportRequest(cell="demo"), metadata=client.bearer("wrong"))
         with pytest.raises(grpc.RpcError):
             next(iter(refused))
+
     # A call is counted once its task is done; its caller may be faster.
     ended = {"CANCELLED": 1, "UNAUTHENTICATED": 1}
     eventually(lambda: handled(samples(scrape(server_port)), "WatchCellExport") == ended)
@@ -153,6 +165,7 @@ def test_every_metric_is_in_the_docs_and_the_other_way_round(unit: Unit, server_
     unit.start_server()
     unit.start_gateway()
     unit.http()
+
     table = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
     documented = {(name, program, kind) for name, programs, kind in table for program in programs.split(", ")}
     shown = {
@@ -162,6 +175,7 @@ def test_every_metric_is_in_the_docs_and_the_other_way_round(unit: Unit, server_
         for family in text_string_to_metric_families(scrape(port))
         if not family.name.startswith(("process_", "python_"))
     }
+
     assert documented == shown
 
 
@@ -190,6 +204,7 @@ def test_stuck_clients_of_the_metrics_stop_nobody_and_are_let_go(unit: Unit, ser
         clients[0].sendall(b"GET /met")
         assert unit.get().cell == "demo"
         assert all(client.recv(1) == b"" for client in clients[::-1])
+
     assert "grpc_server_started_total" in scrape(server_port)
     for path in ("", "/metrics/", "/"):
         with pytest.raises(urllib.error.HTTPError, match="404"):

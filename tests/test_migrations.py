@@ -53,15 +53,20 @@ def version(path: Path) -> int:
 def test_the_first_version_is_brought_forward_with_all_that_it_holds(unit: Unit) -> None:
     unit.add_cell("idle")
     path = make_version_1(unit)
+
     unit.start_server()
+
     assert version(path) == 2
+
     # The export was accepted in 2017, so it has waited for longer than the queue allows.
     ended = unit.wait_until_ready().last_outcome
     assert (ended.name, ended.reason) == ("waiting", Outcome.REASON_QUEUE_TIMEOUT)
     assert unit.get("idle").revision == 9
+
     with unit.channel() as channel, Oracle(unit, exporter=False):
         exporter = HandExporter(channel)
         assert unit.get("idle").last_outcome.name == "old"
+
         unit.begin("next", cell="idle")
         claimed = exporter.must_claim()
         assert claimed.lease.epoch > 4
@@ -78,23 +83,28 @@ def test_a_migration_that_is_killed_anywhere_in_the_middle_has_not_begun_or_is_d
     path = make_version_1(unit)
     kept = path.read_bytes()
     survived = False
+
     for number in range(1, 40):
         for ending in ("", "-wal", "-shm"):
             path.with_name(path.name + ending).unlink(missing_ok=True)
         path.write_bytes(kept)
+
         inject = f"inject={call}:signal=SIGKILL:when={number}"
         traced = ("strace", "-D", "-f", "-qq", "-o", "/dev/null", "-P", str(path), "-P", f"{path}-wal")
         server = unit.start("server", *traced, "-e", f"trace={call}", "-e", inject)
         survived = serves_or_dies(server)
         server.kill()
+
         assert version(path) in (1, 2)
         connection = sqlite3.connect(path)
         names = [name for (name,) in connection.execute("SELECT name FROM export")]
         assert names == ["waiting"]
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         connection.close()
+
         if survived:
             break
+
     assert survived
     assert number > kills
 
@@ -112,8 +122,10 @@ def test_a_newer_version_is_not_brought_back(unit: Unit) -> None:
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 3")
     connection.close()
+
     before = path.read_bytes()
     server = unit.start("server")
+
     assert server.process.wait(60) == 2
     assert "was written by a newer version of cellexport. Start that version." in server.log.read_text()
     assert path.read_bytes() == before

@@ -43,6 +43,7 @@ def test_the_old_name_can_be_had_back(name: bytes) -> None:
 @given(st.lists(names, min_size=1, max_size=5))
 def test_an_entry_unpacks_nowhere_but_below_its_directory(parts: list[bytes]) -> None:
     name = entry_name(os.fsdecode(b"/".join(parts)))
+
     assert name.encode().decode() == name
     assert not re.search(r"[\x00-\x1f\x7f\\]", name)
     for flavour in (PurePosixPath(name), PureWindowsPath(name)):

@@ -154,6 +154,7 @@ def test_a_preflight_asks_for_nothing(shared_unit: Unit, asked: str | None, allo
     for path in ("/demo/__export", "/nothing", "*"):
         more = ["Authorization: nonsense", "Access-Control-Request-Method: DELETE", "Origin: https://evil.example"]
         answer = shared_unit.raw(request(f"OPTIONS {path}", *headers, *more))
+
         assert (answer.status, answer.body) == (200, b"")
         assert answer.headers["access-control-allow-methods"] == answer.headers["allow"] == "GET, HEAD, POST, OPTIONS"
         assert answer.headers["access-control-max-age"] == "86400"
@@ -238,6 +239,7 @@ def test_a_request_key_is_valid_or_refused_and_returned(shared_unit: Unit, lines
     if key is None:
         assert not answer.body, "only the HTTP server may refuse without a request key, and it sends no body"
         return
+
     given = lines[0].partition(":")[2].strip()
     if status == 200 and given:
         assert key == given
@@ -249,11 +251,13 @@ def test_what_the_facade_refuses_is_one_line_in_its_log(unit: Unit) -> None:
     unit.start_server()
     gateway = unit.start_gateway()
     key = "X-Personium-RequestKey: trace-me"
+
     unit.raw(request("GET /nothing?canary=1", key))
     unit.raw(request("PUT /demo/__export", key))
     unit.raw(request("POST /demo/__export", key, "Content-Length: 99999"))
     unit.raw(request("GET /a%0ab/x", key))
     unit.raw(request("GET /demo/__export", key))
+
     lines = [line for line in gateway.lines() if line.get("request_key") == "trace-me"]
     assert [(line["code"], line["method"], line["path"]) for line in lines] == [
         ("PR404-MC-0001", "GET", "/nothing"),
@@ -261,6 +265,7 @@ def test_what_the_facade_refuses_is_one_line_in_its_log(unit: Unit) -> None:
         ("PR413-CM-0001", "POST", "/demo/__export"),
         ("PR404-MC-0001", "GET", "/a\nb/x"),
     ]
+
     [refused] = [line for line in unit.programs[0].lines() if line.get("request_key") == "trace-me"]
     assert refused["reason"] == "CREDENTIALS_MISSING"
 
@@ -399,6 +404,7 @@ def test_framing_that_is_in_doubt_gets_one_answer_and_starts_nothing(
     shared_unit: Unit, method: str, headers: list[str]
 ) -> None:
     second = request("GET /demo/__export", "X-Personium-RequestKey: smuggled")
+
     with socket.create_connection(("127.0.0.1", shared_unit.http_port), 10) as connection:
         try:
             connection.sendall(request(f"{method} /demo/__export", *headers, body=b'{"N"}' + second))
@@ -409,6 +415,7 @@ def test_framing_that_is_in_doubt_gets_one_answer_and_starts_nothing(
         except OSError:
             # The server may also close the connection instead of answering.
             answers = b""
+
     statuses = re.findall(rb"HTTP/1\.1 (\d{3})", answers)
     assert all(status in (b"400", b"401", b"404", b"405", b"413", b"431", b"414") for status in statuses)
     assert b"smuggled" not in answers or len(statuses) == 2
@@ -420,6 +427,7 @@ def test_length_and_chunks_at_once_are_answered_once(shared_unit: Unit) -> None:
     inner = request("GET /demo/__export", "X-Personium-RequestKey: smuggled")
     body = b"0\r\n\r\n" + inner
     outer = request("POST /demo/__export", f"Content-Length: {len(body)}", "Transfer-Encoding: chunked", body=body)
+
     with socket.create_connection(("127.0.0.1", shared_unit.http_port), 10) as connection:
         connection.sendall(outer)
         connection.settimeout(2)
@@ -429,6 +437,7 @@ def test_length_and_chunks_at_once_are_answered_once(shared_unit: Unit) -> None:
                 answers += more
         except TimeoutError:
             pass
+
     assert b"smuggled" not in answers
     assert answers.count(b"HTTP/1.1 ") == 1
 

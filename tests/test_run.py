@@ -64,22 +64,28 @@ def test_a_stranger_has_it_running_with_one_command(tmp_path: Path) -> None:
         labels = ("start an export", "ask its status", "the same by gRPC", "as an account", "for the examples")
         start, ask, grpc, account, export = (command(output, label) for label in labels)
         eventually(lambda: '{"status":"ready"}' in paste(ask))
+
         assert '{"status":"ready"}' in paste(paste(f"{account} 2>&1 >/dev/null"))
         assert paste(f"{export}; {sys.executable} {ROOT}/examples/python/watch.py").endswith(" ready\n")
         assert "PR404-DV-0003" in paste(f"{export}; {ROOT}/examples/shell/export.sh nobody 2>&1")
+
         assert "202 Accepted" in paste(start)
         assert '"status":"exportation in progress"' in paste(ask)
         assert '"state": "STATE_EXPORTING"' in paste(grpc)
         eventually(lambda: '{"status":"ready"}' in paste(ask), within=180)
         assert '"result": "RESULT_SUCCEEDED"' in paste(grpc)
+
         token = tmp_path / "var" / "unit" / "master_token"
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
         assert re.search(rf"^Token +{token.read_text().strip()}$", output.read_text(), re.MULTILINE)
         assert re.search(r"^[0-9:]+ exporter +\| info +export ends", output.read_text(), re.MULTILINE)
+
         snapshots = list((tmp_path / "var" / "unit" / "snapshots" / "demo").iterdir())
         assert [path.suffix for path in snapshots] == [".zip"]
+
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+
     begun = steady()
     with demo(tmp_path, **ports) as (_, output):
         ask = command(output, "ask its status")
@@ -125,6 +131,7 @@ def test_a_taken_port_is_one_clear_sentence_that_says_what_to_do(unit: Unit, tmp
         mine = {name: value for name, value in unit.variables().items() if name.startswith("CELLEXPORT_")}
         with demo(tmp_path, **mine) as (process, output):
             assert process.wait(60) == 2
+
     address = f"127.0.0.1:{unit.http_port}"
     assert re.fullmatch(
         rf"make run: CELLEXPORT_HTTP_LISTEN: {address} is taken\. Stop the program that uses it, "

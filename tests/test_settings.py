@@ -197,9 +197,11 @@ def test_secrets_are_in_no_file_no_answer_and_no_command_line(unit: Unit, tmp_pa
     unit.start_server(CELLEXPORT_UNIT_SECRET=SECRET, **issuer.settings)
     unit.start_gateway()
     unit.start_exporter(CELLEXPORT_EXPORTER_TOKEN=exporters)
+
     local, visitors, jwt = resident(), visitor(), issuer.token()
     refused = ["wrong-canary-token", resident("gone"), resident(issued=expired()), issuer.token(exp=1), local[:-1]]
     wrapped, other = cookie(local), cookie(local, peer="canary-peer")
+
     answers = [unit.http("POST", token=local, body=b'{"Name":"canary"}')]
     answers += [unit.http(token=token) for token in (TOKEN, local, visitors, jwt, *refused)]
     for presented in (wrapped, other, wrapped[:-1]):
@@ -207,6 +209,7 @@ def test_secrets_are_in_no_file_no_answer_and_no_command_line(unit: Unit, tmp_pa
         answers.append(unit.http(path=f"/demo/__export?p_cookie_peer={PEER}", token=None, headers=headers))
     answers.append(unit.http(token=None, headers={"X-Override": f"Authorization: Bearer {local[:-2]}"}))
     unit.wait_until_ready()
+
     lines = [Path(f"/proc/{program.process.pid}/cmdline") for program in unit.programs]
     places = {str(line): line.read_bytes() for line in lines}
     unit.programs.pop().terminate()
@@ -214,6 +217,7 @@ def test_secrets_are_in_no_file_no_answer_and_no_command_line(unit: Unit, tmp_pa
         unit.begin()
         leased = HandExporter(channel).must_claim()
         HandExporter(channel).report(leased, 1, 1)
+
     key = issuer.keys["one"].decode()
     secrets = [TOKEN, SECRET, key, b64(key.encode()), exporters, local, visitors, jwt, *refused, wrapped, other]
     # Peers, a lease, and the secret parts of tokens.
@@ -225,13 +229,16 @@ def test_secrets_are_in_no_file_no_answer_and_no_command_line(unit: Unit, tmp_pa
         jwt.rpartition(".")[2],
         exporters.rpartition(".")[2],
     ]
+
     places |= {f"answer {number}": answer.body + repr(answer.headers).encode() for number, answer in enumerate(answers)}
+
     for program in unit.programs:
         program.terminate()
     places |= {str(path): path.read_bytes() for path in tmp_path.glob("*.log")}
     places |= {str(path): path.read_bytes() for path in unit.directory.rglob("*") if path.is_file()}
     with zipfile.ZipFile(unit.snapshots / "demo" / "canary.zip") as archive:
         places |= {f"{name} in the zip": archive.read(name) for name in archive.namelist()}
+
     assert {answer.status for answer in answers} == {200, 202, 401, 403}
     assert len(places) > 20
     assert not [(name, secret) for name, content in places.items() for secret in secrets if secret.encode() in content]

@@ -40,9 +40,11 @@ def test_a_cell_that_is_not_exported_is_ready(shared_unit: Unit) -> None:
 def test_an_export_is_in_progress_from_its_acceptance_to_its_end_byte_for_byte(unit: Unit) -> None:
     unit.start_server()
     unit.start_gateway()
+
     answer = unit.http("POST", body=b'{"Name": "CellExport_2017_01"}')
     assert (answer.status, answer.body) == (202, b"")
     assert answer.headers["location"] == f"{UNIT_URL}demo/__export"
+
     body = unit.http().body.decode()
     started = re.fullmatch(
         r'\{"status":"exportation in progress","started_at":"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z)",'
@@ -50,16 +52,20 @@ def test_an_export_is_in_progress_from_its_acceptance_to_its_end_byte_for_byte(u
         body,
     )
     assert started, body
+
     with unit.channel() as channel:
         exporter = HandExporter(channel)
         claimed = exporter.must_claim()
         assert unit.http().body.decode() == body
+
         exporter.report(claimed, 1, 8199, 10_000)
         assert unit.http().body.decode() == body.replace('"0%"', '"81%"')
         exportation = unit.get().exportation
         assert (exportation.name, exportation.progress_percent) == ("CellExport_2017_01", 81)
         assert exportation.start_time.ToJsonString().startswith(started[1][:19])
+
         exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
+
     assert unit.http().body == b'{"status":"ready"}'
     outcome = unit.get().last_outcome
     assert (outcome.result, outcome.name) == (Outcome.RESULT_SUCCEEDED, "CellExport_2017_01")
@@ -76,6 +82,7 @@ def test_every_answer_has_the_standard_headers(shared_unit: Unit) -> None:
         shared_unit.http("POST", body=b"no json"),
         shared_unit.http(headers={"X-Personium-RequestKey": "with blank"}),
     ]
+
     assert [answer.status for answer in answers] == [200, 401, 404, 404, 405, 200, 400, 400]
     for answer in answers:
         assert STANDARD_HEADERS.items() <= answer.headers.items()
@@ -170,8 +177,10 @@ def test_an_export_under_way_is_reported_before_a_snapshot_of_that_name(unit: Un
     unit.start_gateway()
     (unit.snapshots / "demo").mkdir(parents=True)
     (unit.snapshots / "demo" / "there.zip").write_bytes(b"")
+
     exists = unit.http("POST", body=b'{"Name":"there"}')
     assert (exists.status, exists.body) == (409, error_body("PR409-DV-0002", "File [there.zip] already exists."))
+
     assert unit.http("POST").status == 202
     busy = unit.http("POST", body=b'{"Name":"there"}')
     text = "Because [cell export] is being executed, writing to cell can not be done."
@@ -221,11 +230,14 @@ def test_a_cell_is_found_when_its_access_file_appears_and_lost_when_it_goes(unit
     unit.start_server()
     unit.start_gateway()
     assert unit.http(path="/late/__export").status == 404
+
     unit.add_cell("late")
     assert unit.http(path="/late/__export").status == 200
+
     (unit.directory / "cells" / "late" / "cell.toml").write_text("owner = ")
     damaged = unit.http(path="/late/__export")
     assert (damaged.status, damaged.code) == (500, "PR500-SV-0002")
+
     (unit.directory / "cells" / "late" / "cell.toml").unlink()
     assert unit.http(path="/late/__export").status == 404
 
@@ -249,9 +261,11 @@ def test_clients_that_send_no_body_cost_nobody_a_status(shared_unit: Unit) -> No
         connections = [stack.enter_context(socket.create_connection(address, 20)) for _ in range(80)]
         for connection in connections:
             connection.sendall(start_request("Content-Length: 10"))
+
         assert shared_unit.http().status == 200
         refused = shared_unit.http("POST", body=b"{}")
         assert (refused.status, refused.code, refused.headers["retry-after"]) == (503, "PR503-SV-0001", "1")
+
     eventually(lambda: shared_unit.http("POST", body=b"[]").status == 400)
     assert not shared_unit.get().HasField("update_time")
 
@@ -293,6 +307,7 @@ def test_a_start_in_chunks_is_as_good_as_any(unit: Unit) -> None:
 def test_a_body_may_come_in_pieces(unit: Unit, headers: list[str], pieces: list[bytes]) -> None:
     unit.start_server()
     unit.start_gateway()
+
     with socket.create_connection(("127.0.0.1", unit.http_port), 10) as connection:
         connection.sendall(start_request(*headers))
         for piece in pieces:
@@ -300,6 +315,7 @@ def test_a_body_may_come_in_pieces(unit: Unit, headers: list[str], pieces: list[
             threading.Event().wait(0.2)
             connection.sendall(piece)
         assert connection.recv(65536).startswith(b"HTTP/1.1 202 ")
+
     assert unit.get().exportation.name == "pieces"
 
 

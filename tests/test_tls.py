@@ -130,10 +130,13 @@ def test_a_whole_export_over_tls_on_both_hops(unit: Unit, pki: Pki) -> None:
     unit.start_server(CELLEXPORT_GRPC_TLS_CERT=chain, CELLEXPORT_GRPC_TLS_KEY=key)
     unit.start_gateway(**inside)
     unit.start_exporter(**inside)
+
     assert unit.http("POST", body=b'{"Name":"over-tls"}').status == 202
     eventually(lambda: unit.status() == {"status": "ready"})
     assert (unit.snapshots / "demo" / "over-tls.zip").is_file()
+
     assert ask(unit, pki.tls(None, "export.example")) == "OK"
+
     # Clients refuse another name in the certificate, and another authority than ours.
     assert ask(unit, pki.tls(None)) == "UNAVAILABLE"
     assert ask(unit, client.Tls(unit.directory.parent / "pki" / "theirs.pem", None, None, "export.example")) != "OK"
@@ -148,7 +151,9 @@ def test_a_whole_export_over_mutual_tls_on_all_interfaces(unit: Unit, pki: Pki) 
     gateway = unit.start_gateway(CELLEXPORT_HTTP_LISTEN=f"0.0.0.0:{unit.http_port}", **target)
     gateway.wait_for_log("listening on every address of this machine")
     unit.start_exporter(**target)
+
     unit.begin("mutual")
+
     assert unit.wait_until_ready().state == CellExport.STATE_READY
     assert unit.http().status == 200
     assert (unit.snapshots / "demo" / "mutual.zip").is_file()
@@ -160,6 +165,7 @@ def test_a_client_that_may_not_connect_is_refused_and_the_next_is_served(
 ) -> None:
     unit, pki = shared
     identity = getattr(pki, who) if who else None
+
     with nothing_but_a_line(*unit.programs):
         begun = steady()
         # `client` would retry, and each retry is another connection that may log a line.
@@ -168,6 +174,7 @@ def test_a_client_that_may_not_connect_is_refused_and_the_next_is_served(
         with pytest.raises((ssl.SSLError, ConnectionError)):
             first_byte(unit.http_port, pki.ours.context(identity))
         assert steady() - begun < 1
+
         assert unit.get().cell == "demo"
         assert unit.http().status == 200
     assert ask(unit, pki.tls(identity)) == "UNAVAILABLE"
@@ -205,11 +212,13 @@ def test_clients_with_another_protocol_are_refused_at_once(shared: tuple[Unit, P
                 begun = steady()
                 assert not answer_to(port, spoken).startswith(b"HTTP")
                 assert steady() - begun < 1
+
         old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
         old.set_ciphers("DEFAULT:@SECLEVEL=0")
         with pytest.warns(DeprecationWarning, match="TLSv1_1"):
             old.maximum_version = ssl.TLSVersion.TLSv1_1
+
         with nothing_but_a_line(*unit.programs), pytest.raises((ssl.SSLError, ConnectionError)):
             handshake(port, old, "h2")
         assert handshake(port, context, "http/1.1" if port == unit.http_port else "h2") == "server"
@@ -235,6 +244,7 @@ def test_tls_to_a_plaintext_port_ends_at_once(shared_unit: Unit, pki: Pki) -> No
             with pytest.raises((ssl.SSLError, ConnectionError)):
                 handshake(port, pki.ours.context(), "h2")
             assert steady() - begun < 1
+
     begun = steady()
     assert ask(shared_unit, pki.tls(pki.caller)) == "UNAVAILABLE"
     assert steady() - begun < 1
@@ -245,16 +255,20 @@ def test_a_renewed_certificate_is_shown_without_a_restart_and_a_bad_one_is_not(u
     server = over_tls(unit, pki).start_server()
     context = pki.ours.context(pki.caller)
     assert handshake(unit.grpc_port, context, "h2") == "server"
+
     with unit.channel() as channel:
         stub, asked = CellExportServiceStub(channel), GetCellExportRequest(cell="demo")
         stub.GetCellExport(asked, metadata=client.bearer(TOKEN), timeout=60)
+
         pki.server.certificate.write_bytes(pki.other.certificate.read_bytes())
         # The new certificate lacks its key: the server keeps the old pair, and logs that once.
         for _ in range(3):
             assert handshake(unit.grpc_port, context, "h2") == "server"
+
         warnings = [line for line in server.lines() if line["level"] == "warning"]
         assert [line["message"] for line in warnings] == ["new TLS files are invalid; keeping the previous ones"]
         assert "CELLEXPORT_GRPC_TLS_KEY" in warnings[0]["why"]
+
         pki.server.replace(pki.other)
         assert handshake(unit.grpc_port, context, "h2") == "other"
         # The open connection still works.
@@ -280,6 +294,7 @@ def test_the_gateway_shows_a_renewed_certificate_and_no_request_fails_meanwhile(
         assert handshake(unit.http_port, context, "http/1.1") == "server"
         pki.server.replace(pki.other)
         eventually(lambda: {shown(unit.http_port, context) for _ in range(9)} == {"other"})
+
     assert outcomes.keys() == {"200"}
     assert outcomes.total() > 50
     assert gateway.process.poll() is None
@@ -293,17 +308,21 @@ def test_a_worker_that_starts_while_tls_files_are_invalid_still_serves(unit: Uni
     over_tls(unit, pki).start_server()
     gateway = unit.start_gateway()
     assert status(unit) == "200"
+
     good = {identity.certificate: identity.certificate.read_bytes() for identity in (pki.server, pki.caller)}
     for file in good:
         file.write_text("half a c")
     unit.http_tls = pki.ours.context(pki.other)
     gateway.wait_for_log("new TLS files are invalid; keeping the previous ones")
+
     worker = next(child for child in children(gateway) if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text())
     os.kill(worker, signal.SIGKILL)
+
     # The new worker serves the old certificate. It has no old channel to the server, and can't open a new one.
     assert eventually(lambda: status(unit) == "503")
     assert unit.http(path="/livez").status == 200
     assert unit.http(path="/readyz").status == 503
+
     for file, content in good.items():
         file.write_bytes(content)
     assert eventually(lambda: status(unit) == "200")
@@ -365,9 +384,11 @@ def test_unix_sockets_for_http_and_grpc(unit: Unit, tmp_path: Path) -> None:
         assert eventually(lambda: get_over(outer) or None) == b'{"status":"ready"}'
         # The directory's permissions decide who may connect, not the socket's.
         assert {path.stat().st_mode & 0o777 for path in (inner, outer)} == {0o666}
+
         second = unit.start("gateway")
         assert second.process.wait(60) == 2
         assert "CELLEXPORT_HTTP_LISTEN: " in second.log.read_text()
+
         gateway.kill()
         # The gateway's worker ends with it. The socket that is left doesn't prevent the next start.
         eventually(lambda: not get_over(outer))
@@ -439,6 +460,7 @@ def test_bad_files_and_combinations_name_their_variable(
         is_file = value.endswith((".crt", ".key", ".pem", "nowhere")) and "unix" not in value
         path = str(pki.ours.file.parent / value) if is_file else value.format(tmp_path)
         variables[f"CELLEXPORT_{short}"] = path
+
     with pytest.raises(SettingError, match=rf"^CELLEXPORT_{name}: .+\.$") as raised:
         READ[module](variables)
     assert "PRIVATE" not in str(raised.value)

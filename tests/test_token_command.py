@@ -77,17 +77,21 @@ def run(variables: Mapping[str, str], *arguments: str, given: str = "") -> subpr
 def test_what_is_made_is_what_it_is_called(unit: Unit, issuer: Path, arguments: list[str], expected: str) -> None:
     words = [str(issuer / KEY) if word == KEY else word for word in arguments]
     variables = settings(unit, issuer)
+
     made = run(variables, "mint", *words, "--cell", "demo")
     assert made.returncode == 0, made.stderr
     [token] = made.stdout.splitlines()
     assert verdict(unit, token) == expected
+
     explained = run(variables, "explain", "--cell", "demo", given=made.stdout)
     assert explained.returncode == (0 if expected == "200" else 1), explained.stderr
     [line] = re.findall(r"^GET +(.*)$", explained.stdout, re.MULTILINE)
     assert line.startswith("allowed" if expected == "200" else expected)
+
     wrapped = run(variables, "mint", *words, "--cell", "demo", "--cookie")
     cookie, peer = wrapped.stdout.splitlines()
     assert cookie_verdict(unit, cookie, peers=(peer,)) == expected
+
     explained = run(variables, "explain", "--cell", "demo", "--cookie", given=wrapped.stdout)
     assert explained.returncode == (0 if expected == "200" else 1)
     assert explained.stdout.startswith("kind       ")

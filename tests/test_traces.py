@@ -91,16 +91,20 @@ def test_one_trace_goes_through_both_programs_and_holds_no_secret(unit: Unit) ->
     with collecting() as collector:
         unit.settings |= collector.settings
         server, gateway = unit.start_server(), unit.start_gateway()
+
         headers = {"traceparent": TRACEPARENT, "tracestate": "a=b", "X-Personium-RequestKey": "good"}
         path = "/demo/__export?p_cookie_peer=canary-query"
         assert unit.http(path=path, headers=headers).status == 200
         unit.http(path="/nowhere/__export", headers=headers | {"X-Personium-RequestKey": "unknown"})
+
         web, call = collector.span("cellexport-gateway", "good"), collector.span("cellexport-server", "good")
         assert (web.trace_id.hex(), web.parent_span_id.hex(), web.trace_state) == (TRACE_ID, CALLER, "a=b")
         assert (call.trace_id, call.parent_span_id) == (web.trace_id, web.span_id)
+
         assert web.name == "GET /<cell>/__export"
         assert call.name == "cellexport.v1.CellExportService/GetCellExport"
         assert web.kind == call.kind == Span.SPAN_KIND_SERVER
+
         assert attributes(web) == {
             "url.scheme": "http",
             "http.request.method": "GET",
@@ -115,14 +119,17 @@ def test_one_trace_goes_through_both_programs_and_holds_no_secret(unit: Unit) ->
             "rpc.grpc.status_code": 0,
             "cellexport.request_key": "good",
         }
+
         # A caller's mistake is not an error of the server.
         refused = collector.span("cellexport-server", "unknown")
         assert attributes(refused)["rpc.grpc.status_code"] == grpc.StatusCode.NOT_FOUND.value[0]
         assert refused.status.code == Status.STATUS_CODE_UNSET
+
         server.kill()
         unit.http(headers=headers | {"X-Personium-RequestKey": "away"})
         assert collector.span("cellexport-gateway", "away").status.code == Status.STATUS_CODE_ERROR
         assert next(line for line in gateway.lines() if line.get("request_key") == "away")["trace_id"] == TRACE_ID
+
         sent = b"".join(request.SerializeToString() for request in collector.requests)
         assert TOKEN.encode() not in sent
         assert b"canary-query" not in sent
@@ -132,17 +139,21 @@ def test_a_direct_caller_is_followed_too_and_what_ended_last_is_sent(unit: Unit)
     with collecting() as collector:
         unit.settings |= collector.settings | {"OTEL_BSP_SCHEDULE_DELAY": "60000"}
         server, gateway = unit.start_server(), unit.start_gateway()
+
         unit.http(headers={"X-Personium-RequestKey": "web"})
         with unit.channel() as channel:
             metadata = (*client.bearer(TOKEN), ("traceparent", TRACEPARENT), ("x-personium-requestkey", "direct"))
             CellExportServiceStub(channel).GetCellExport(GetCellExportRequest(cell="demo"), metadata=metadata)
             with pytest.raises(grpc.RpcError):
                 HandExporter(channel, "wrong").claim(wait=0)
+
         assert gateway.terminate() == 0
         assert collector.span("cellexport-gateway", "web")
         assert server.terminate() == 0
+
         span = collector.span("cellexport-server", "direct")
         assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE_ID, CALLER)
+
         other = next(s for s in collector.spans("cellexport-server") if "ClaimExport" in s.name)
         assert not other.parent_span_id
         refusal = next(line for line in server.lines() if line["message"] == "refused")

@@ -46,11 +46,13 @@ def test_a_lease_restores_only_what_was_forgotten_and_is_newer_than_all_that_was
     restored = transitions.restore(record, lease)
     if restored is None:
         return
+
     assert record.trust is not Trust.SURE
     assert record.epoch < lease.epoch < record.revision
     assert restored.export is not None
     assert (restored.export.phase, restored.export.epoch, restored.epoch) == (Phase.CLAIMED, lease.epoch, lease.epoch)
     assert (restored.export.name, restored.export.accepted_at) == ("snap", 5)
+
     advanced = transitions.report(restored, lease, 7, Progress(work_done=1, work_total=2))
     assert advanced is not None
     assert advanced.export is not None
@@ -65,6 +67,7 @@ def test_what_is_sure_is_changed_by_nobody_who_does_not_hold_it(record: CellReco
         lease.epoch,
         Phase.CLAIMED,
     )
+
     assert transitions.restore(record, lease) is None
     if not held:
         with pytest.raises(Refused):

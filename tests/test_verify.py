@@ -89,6 +89,7 @@ def judged(path: Path) -> tuple[int, list[str]]:
 def test_what_the_exporter_wrote_is_complete(snapshot: bytes, file: Path) -> None:
     file.write_bytes(snapshot)
     done = run(file)
+
     manifest, lines = snapshots.read(file)
     assert manifest["entry_count"] == 17 + 4
     counts = rf"{manifest['entry_count']} entries, {manifest['bytes']:,} bytes"
@@ -107,6 +108,7 @@ def test_one_byte_that_changed_is_named_by_its_entry(snapshot: bytes, file: Path
             status, lines = judged(file)
             assert status == 1
             assert [line.startswith(f"{name}: ") for line in lines] == [True], lines
+
     file.write_bytes(flipped(snapshot, data_of(snapshot, HELLO)[5]))
     done = run(file)
     assert (done.returncode, done.stderr) == (1, "")
@@ -324,10 +326,12 @@ def test_any_changed_byte_is_reported_or_every_content_is_the_same(snapshot: byt
     contents = contents_of(snapshot)
     chance = random.Random(71)
     unnoticed = 0
+
     for _ in range(800):
         position = chance.randrange(len(snapshot))
         damaged = flipped(snapshot, position, chance.choice([1 << chance.randrange(8), chance.randrange(1, 256)]))
         file.write_bytes(damaged if chance.random() < 0.9 else snapshot[:position])
+
         status, lines = judged(file)
         if status == 0:
             unnoticed += 1
@@ -335,6 +339,7 @@ def test_any_changed_byte_is_reported_or_every_content_is_the_same(snapshot: byt
         else:
             assert status == 1
             assert not lines[0].startswith("complete")
+
     # Unnoticed changes are of times, and of other bytes that belong to no content.
     assert 0 < unnoticed < 200
 
@@ -349,7 +354,9 @@ def test_anything_at_all_ends_with_a_clear_problem(snapshot: bytes, file: Path) 
             piece = chance.choice([chance.randbytes(chance.randrange(1, 9)), b"\xff" * 8, b"\0" * 8, b""])
             damaged[start : start + chance.randrange(9)] = piece
         file.write_bytes(damaged)
+
         status, lines = judged(file)
+
         assert status in (0, 1)
         assert status == 1 or contents_of(file.read_bytes()) == contents_of(snapshot)
         assert all(line.isprintable() for line in lines)
@@ -359,12 +366,14 @@ def test_snapshots_of_other_zip_writers_are_complete_too(snapshot: bytes, file: 
     parts = Parts.of(snapshot).settle()
     file.write_bytes(parts.zipped(method=zipfile.ZIP_STORED))
     assert judged(file)[0] == 0
+
     # A pipe can't be rewound, so the zip writer puts the sizes behind the data.
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as source, os.fdopen(writer, "wb") as target:
         parts.zipped(target)
         target.close()
         streamed = source.read()
+
     assert streamed[6] == 8
     file.write_bytes(streamed)
     assert judged(file)[0] == 0
@@ -390,7 +399,9 @@ def test_each_file_is_reported_and_one_incomplete_file_decides_the_status(
     file.write_bytes(snapshot)
     cut = tmp_path / os.fsdecode(b"c\xff\x1b[2Jut.zip")
     cut.write_bytes(snapshot[:-1])
+
     done = run(cut, file, tmp_path / "gone.zip", file, CELLEXPORT_UNIT_DIR="/nowhere", CELLEXPORT_LOG_FORMAT="none")
+
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert [line.split(": ")[1] for line in lines] == ["zip", "complete", "file", "complete"]
@@ -449,16 +460,20 @@ def test_what_inflates_beyond_its_size_is_refused_early(snapshot: bytes, file: P
     # Four gibibytes.
     bomb = deflated_zeros(256)
     file.write_bytes(with_deflated(snapshot, name, bomb, size=1_000_000))
+
     found, tally, memory = traced(file)
     assert found == [Problem(name, "it is longer than its 1,000,000 bytes")]
     assert tally.bytes_done < 1_100_000
     assert memory < 5_000_000
+
     # Content that overlaps the next entry is refused early too. Overlaps make zip bombs of many times the usual ratio.
     over = with_deflated(snapshot, name, bomb[:-2], size=0xFFFF_FFFE)
     file.write_bytes(patched(over, name, compressed=len(bomb)))
+
     found, tally, _ = traced(file)
     assert found == [Problem(name, "it overlaps the next entry")]
     assert tally.bytes_done < 1_000_000
+
     # The list of entries, as one endless line.
     parts = Parts.of(snapshot)
     parts.manifest["entries_sha256"] = hashlib.sha256(bytes(16 * BLOCK)).hexdigest()
@@ -516,6 +531,7 @@ def test_there_may_be_more_entries_than_the_usual_end_of_a_zip_can_count(snapsho
     assert large[-42:-38] == b"PK\6\7"
     file.write_bytes(large)
     assert judged(file)[0] == 0
+
     # Change each byte of the two end records (Zip64 and usual), except the zip versions.
     for back in (*range(98, 86, -1), *range(82, 0, -1)):
         with file.open("r+b") as opened:
@@ -557,8 +573,10 @@ def test_a_long_check_shows_how_far_it_is_and_is_ended_by_a_signal(
     shown = b""
     while not re.search(rb"snap\.zip \[#+\.+\] +[1-9]\d?% 2\d/24 entries", shown):
         shown += os.read(terminal, 1000)
+
     process.send_signal(number)
     assert process.wait(60) == -number
+
     os.set_blocking(terminal, False)
     rest = read_all(terminal)
     assert rest.endswith(b"\r\x1b[K") or number != signal.SIGINT

@@ -54,14 +54,18 @@ def test_the_current_status_comes_first_and_then_each_change(unit: Unit, watched
         first = watch.next()
         assert first.cell_export.state == CellExport.STATE_READY
         assert first.revision == first.cell_export.revision
+
         started = unit.begin("one")
         assert watch.next().cell_export == started
+
         claimed = exporter.must_claim()
         assert watch.next().cell_export.exportation.progress_percent == 0
         exporter.report(claimed, 1, 40)
         assert watch.next().cell_export.exportation.progress_percent == 40
+
         ended = exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
         assert watch.next().cell_export == ended
+
         # A watch that begins after a change was acknowledged shows the change, on any server.
         assert Watch(channel).next().cell_export == ended
 
@@ -73,6 +77,7 @@ def test_a_watch_resumes_after_a_revision_without_gap_or_repetition(unit: Unit, 
         unchanged = resumed.next()
         assert not unchanged.HasField("cell_export")
         assert unchanged.revision == before.revision
+
         started = unit.begin()
         assert resumed.next().cell_export == started
         assert Watch(channel, after_revision=before.revision).next().cell_export == started
@@ -96,13 +101,16 @@ def test_until_ready_ends_with_ok_after_it_has_said_so(unit: Unit) -> None:
         already = Watch(channel, until_ready=True)
         assert already.next().cell_export.state == CellExport.STATE_READY
         assert already.end() is None
+
         unit.begin()
         watch, exporter = Watch(channel, until_ready=True), HandExporter(channel)
         assert watch.next().cell_export.state == CellExport.STATE_EXPORTING
+
         ended = exporter.finish(exporter.must_claim(), Outcome.RESULT_FAILED, Outcome.REASON_INTERNAL)
         *_, last = watch.call
         assert last.cell_export == ended
         assert watch.call.code() is grpc.StatusCode.OK
+
         # A caller that lost the connection just then, and resumes after this revision, gets OK too.
         again = Watch(channel, until_ready=True, after_revision=ended.revision)
         assert not again.next().HasField("cell_export")
@@ -114,10 +122,12 @@ def test_while_nothing_changes_it_says_so(unit: Unit) -> None:
     with unit.channel() as channel:
         watch = Watch(channel)
         first = watch.next()
+
         began, began_steady = time.monotonic(), steady()
         for _ in range(2):
             message = watch.next()
             assert (message.HasField("cell_export"), message.revision) == (False, first.revision)
+
         assert time.monotonic() - began >= 1.6
         assert steady() - began_steady < 4
 
@@ -138,10 +148,12 @@ def test_a_watch_that_goes_on_outlives_tokens_that_are_exchanged_and_no_other(un
     with unit.channel() as channel:
         messages = watching.watch(channel, "demo", lambda: client.bearer(next(tokens)))
         revision = next(messages).revision
+
         # Until the first token has expired, and the second was requested.
         while len(list(copy(tokens))) > 1:
             message = next(messages)
             assert (message.HasField("cell_export"), message.revision) == (False, revision)
+
         messages = watching.watch(channel, "demo", lambda: client.bearer(next(tokens)))
         with pytest.raises(grpc.RpcError) as raised:
             next(messages)
@@ -155,8 +167,10 @@ def test_nothing_is_sent_to_a_caller_whose_rights_were_taken_away(unit: Unit) ->
     with unit.channel() as channel:
         watch = Watch(channel, token=resident())
         watch.next()
+
         access.write_text(ACCESS_FILE.replace('"root"', '"auth-read"'))
         assert reason(watch) == ("PERMISSION_DENIED", "PRIVILEGE_LACKING")
+
         masters = Watch(channel)
         masters.next()
         shutil.rmtree(access.parent)
@@ -172,6 +186,7 @@ def test_the_checks_are_those_of_any_method(shared_unit: Unit) -> None:
 def test_a_watch_that_is_opened_is_an_event_and_its_messages_are_none(unit: Unit) -> None:
     unit.start_server(CELLEXPORT_WATCH_KEEPALIVE_SECONDS="1")
     log = unit.directory / "log" / "event.log"
+
     with unit.channel() as channel:
         stub, metadata = CellExportServiceStub(channel), client.bearer(TOKEN)
         key = (*metadata, ("x-personium-requestkey", "my-watch"))
@@ -181,6 +196,7 @@ def test_a_watch_that_is_opened_is_an_event_and_its_messages_are_none(unit: Unit
         unit.begin()
         next(call)
         call.cancel()
+
     lines = eventually(lambda: [line for line in log.read_text().splitlines() if "my-watch" in line] or None)
     assert [line.split(",", 2)[2] for line in lines] == [
         '"my-watch","false",null,null,"cell.export.status","personium-localcell:/__export","ready"'
@@ -206,6 +222,7 @@ def test_a_server_that_ends_closes_watches_and_a_resumed_watch_misses_nothing(un
         watches = [Watch(channel) for _ in range(20)]
         assert {watch.next().cell_export.state for watch in watches} == {CellExport.STATE_READY}
         follower.arrived.get(timeout=60)
+
         began = steady()
         server.signal(signal.SIGTERM)
         for watch in watches:
@@ -217,9 +234,11 @@ def test_a_server_that_ends_closes_watches_and_a_resumed_watch_misses_nothing(un
             assert 1 <= client.retry_seconds(error) <= 2
         assert server.process.wait(60) == 0
         assert steady() - began < 5
+
         unit.start_server()
         started = eventually(lambda: begun(unit))
         assert eventually(lambda: follower.messages[-1].cell_export == started)
+
     follower.judge()
     assert [status.cell_export.state for status in follower.statuses()] == [
         CellExport.STATE_READY,
@@ -235,6 +254,7 @@ def test_a_connection_that_has_become_old_takes_no_message_of_a_watch_with_it(un
         unit.begin()
         exporter = HandExporter(channel)
         claimed = exporter.must_claim()
+
         # Each connection lives for at most two seconds, so five seconds take more than one.
         until = time.monotonic() + 5
         for number in itertools.count(1):
@@ -243,6 +263,7 @@ def test_a_connection_that_has_become_old_takes_no_message_of_a_watch_with_it(un
                 break
             newest = unit.get()
             assert eventually(lambda n=newest: follower.statuses()[-1].cell_export == n)  # type: ignore[misc]
+
         exporter.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_INTERNAL)
         assert eventually(lambda: follower.statuses()[-1].cell_export.state == CellExport.STATE_READY)
     follower.judge()
@@ -286,10 +307,12 @@ def test_an_exporter_that_gets_sigterm_is_one_change_at_the_end(unit: Unit) -> N
     with unit.channel() as channel:
         watch = Watch(channel, until_ready=True)
         eventually(lambda: watch.next_status().cell_export.exportation.bytes_done > 0)
+
         began = steady()
         assert exporter.terminate() == 0
         *_, last = watch.call
         assert steady() - began < 2
+
     outcome = last.cell_export.last_outcome
     assert (outcome.result, outcome.reason) == (Outcome.RESULT_INTERRUPTED, Outcome.REASON_SHUTDOWN)
 
@@ -310,10 +333,12 @@ def test_a_store_that_was_away_for_a_moment_ends_no_watch_and_hides_no_change(un
         with unit.channel() as channel:
             watch = Watch(channel)
             watch.next()
+
             with store.paused():
                 assert refused_for_want_of_the_store(unit)
             started = eventually(lambda: begun(unit))
             assert watch.next().cell_export == started
+
             # The subscription is cut, so the next notification may be lost.
             store.client().execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             cancelled = unit.cancel()
@@ -326,9 +351,11 @@ def test_that_nothing_has_changed_is_said_only_when_the_store_says_so(unit: Unit
         unit.settings["CELLEXPORT_STORE"] = store.url
         unit.start_server(CELLEXPORT_WATCH_KEEPALIVE_SECONDS="2")
         eventually(store.is_settled)
+
         with unit.channel() as channel:
             watch = Watch(channel)
             watch.next()
+
             with store.paused():
                 assert reason(watch) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
                 assert reason(Watch(channel)) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
@@ -395,6 +422,7 @@ def test_one_caller_may_not_have_more_watches_than_its_share(unit: Unit) -> None
 def test_all_together_have_no_more_than_there_are() -> None:
     limit = StreamLimit(total=2, per_caller=1)
     own = Identity(Caller(subject="a"), "", None, for_unit=False)
+
     with limit.room(), limit.room_for(own), limit.room():
         with pytest.raises(Refused), limit.room():
             pass
@@ -414,13 +442,16 @@ def test_who_reads_slowly_gets_the_newest_and_costs_little(unit: Unit) -> None:
         exporter, watch = HandExporter(channel), Watch(slow)
         watch.next()
         claimed = exporter.must_claim()
+
         before = server.peak_memory()
         for number in range(1, 3001):
             exporter.report(claimed, number, number, 10_000)
+
         newest = unit.get()
         revisions = [watch.next().revision]
         while revisions[-1] < newest.revision:
             revisions.append(watch.next().revision)
+
         assert revisions == sorted(set(revisions))
         # Newer statuses replaced many before they were sent, and the unsent bytes are bounded.
         assert len(revisions) < 1500
