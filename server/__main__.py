@@ -1,4 +1,4 @@
-"""`python -m server` is the gRPC server, `python -m server token` makes and explains tokens. See the README."""
+"""`python -m server` runs the gRPC server, `python -m server token` makes and explains tokens. See the README."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from server.settings import Settings
 from server.token_command import token
 from server.wiring import serving
 
-# After the drain the program has at least this long to end, plus the unused rest of the calls' grace.
+# After the drain the program has at least this long to end, or longer if the calls have not used up their grace.
 _LEAST_SECONDS = 2.0
 
 _log = logging.getLogger("server")
@@ -52,8 +52,8 @@ cli.add_command(token)
 
 def _allow_many_connections() -> None:
     """Raise the soft limit of descriptors to the hard limit: each connection takes one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _explain(error: Exception) -> int:
@@ -64,17 +64,17 @@ def _explain(error: Exception) -> int:
 async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    over = 0.0
+    ends_at = 0.0
 
     def on_signal() -> None:
-        nonlocal over
-        over = time.monotonic() + settings.drain_seconds + LONGEST_GRACE_SECONDS + _LEAST_SECONDS
+        nonlocal ends_at
+        ends_at = time.monotonic() + settings.drain_seconds + LONGEST_GRACE_SECONDS + _LEAST_SECONDS
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         stop.set()
 
     def on_drained() -> None:
-        _end_within(max(_LEAST_SECONDS, over - time.monotonic()))
+        _end_within(max(_LEAST_SECONDS, ends_at - time.monotonic()))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
@@ -91,15 +91,15 @@ async def _serve(settings: Settings) -> None:
 
 
 def _end_within(seconds: float) -> None:
-    """End the program after that time, even if a disk or an event log hangs."""
+    """End the program after `seconds`, even if a disk or the event log hangs."""
 
     def end() -> None:
-        # In steps, so that a pause of the whole program doesn't count.
+        # Sleep in steps, so that a pause of the whole program doesn't count.
         for left in range(int(seconds * 10), 0, -1):
             time.sleep(0.1)
             if left == 5:
                 late = "shutdown timed out with data unwritten; exiting now"
-                # In a thread: the log may hang too.
+                # Log in a thread, because the log may hang too.
                 threading.Thread(target=_log.error, args=(late,), daemon=True).start()
         os._exit(1)
 

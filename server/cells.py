@@ -27,8 +27,8 @@ _OWNER_LIMIT = 2048
 _FILE_LIMIT = 1024 * 1024
 # The parser's time and memory grow with the square of the dots in a key.
 _MOST_DOTS = 1000
-_REMEMBERED_CELLS = 20_000
-# Two changes within one tick of the file system's clock look like one, so such a fresh file is read every time.
+_MOST_CACHED = 20_000
+# Two changes within one tick of the file system's clock look like one, so a file changed this recently is not cached.
 _FRESH_NS = 200_000_000
 
 _Version = tuple[int, int, int, int]
@@ -45,7 +45,7 @@ class Cell:
 
 
 class CellDirectory:
-    """Finds cells by name.
+    """The cells of a unit, found by name.
 
     Args:
         root: the directory `cells` of the unit.
@@ -53,7 +53,7 @@ class CellDirectory:
 
     def __init__(self, root: Path) -> None:
         self._root = os.fspath(root)
-        self._memory: OrderedDict[str, tuple[str, _Version, Cell | Refused]] = OrderedDict()
+        self._cache: OrderedDict[str, tuple[str, _Version, Cell | Refused]] = OrderedDict()
 
     @staticmethod
     def require_name(name: str) -> None:
@@ -67,22 +67,22 @@ class CellDirectory:
         Raises:
             Refused: CELL_NOT_FOUND; DATA_DAMAGED if its access file can't be used.
         """
-        known = self._memory.get(name)
+        known = self._cache.get(name)
         if known is not None and known[1] == _version(known[0]):
             return _unless_refused(known[2])
         self.require_name(name)
         path = f"{self._root}/{name}/cell.toml"
         version = _version(path)
         cell = self._read(name, path)
-        self._memory.pop(name, None)
+        self._cache.pop(name, None)
         if abs(time.time_ns() - max(version[-2:])) > _FRESH_NS:
-            self._memory[name] = (path, version, cell)
-        if len(self._memory) > _REMEMBERED_CELLS:
-            self._memory.popitem(last=False)
+            self._cache[name] = (path, version, cell)
+        if len(self._cache) > _MOST_CACHED:
+            self._cache.popitem(last=False)
         return _unless_refused(cell)
 
     def _read(self, name: str, path: str) -> Cell | Refused:
-        """Return the cell, or the refusal of a damaged one, to be cached: a damaged file isn't read by each call."""
+        """Return the cell, or the refusal for a damaged file. Both are cached, so that no call reads the file again."""
         try:
             # A link would show another cell's files under this name.
             if stat.S_ISLNK(os.lstat(f"{self._root}/{name}").st_mode):
@@ -114,18 +114,18 @@ def _content(path: str) -> dict[str, Any]:
 def _cell(name: str, content: Mapping[str, Any]) -> Cell:
     owner = content.get("owner")
     if not isinstance(owner, str) or not 0 < len(owner) <= _OWNER_LIMIT:
-        raise ValueError(f"there is no owner of at most {_OWNER_LIMIT} characters")
+        raise ValueError(f"owner is not a string of 1 to {_OWNER_LIMIT} characters")
     return Cell(name=name, owner=owner, accounts=_lists(content, "accounts"), acl=_lists(content, "acl"))
 
 
 def _lists(content: Mapping[str, Any], table: str) -> dict[str, frozenset[str]]:
-    """Return a table of lists of texts. A missing table is empty."""
+    """Return a table of lists of strings. A missing table is empty."""
     lists = content.get(table, {})
     if not isinstance(lists, dict):
-        raise ValueError(f"{table} is no table")
+        raise ValueError(f"{table} is not a table")
     for key, texts in lists.items():
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{table}: {key[:200]!r} is no list of texts")
+            raise ValueError(f"{table}: {key[:200]!r} is not a list of strings")
     return {key: frozenset(texts) for key, texts in lists.items()}
 
 

@@ -16,6 +16,8 @@ from server.stores.redis.place import RedisPlace
 
 @dataclass(frozen=True, slots=True)
 class Settings:
+    """The settings of a server. Durations are in seconds."""
+
     urls: UnitUrls
     unit_dir: Path
     store: Path | RedisPlace
@@ -27,9 +29,9 @@ class Settings:
     watch_keepalive_seconds: float
     drain_seconds: float
     reflection: bool
-    # None if it is off.
+    # None if the event log is off.
     event_log: Path | None
-    # None if there are none.
+    # None if no metrics are served.
     metrics: Address | None
     traces: bool
 
@@ -40,7 +42,9 @@ class Settings:
         unit_dir = environment.directory("CELLEXPORT_UNIT_DIR", "var/unit")
         listener = GrpcListener.read(environment)
         if not (unit_dir / "cells").is_dir():
-            raise SettingError(f"CELLEXPORT_UNIT_DIR: {unit_dir} has no directory cells. Make it, or name a unit.")
+            raise SettingError(
+                f"CELLEXPORT_UNIT_DIR: {unit_dir} has no directory named cells. Create it, or set another unit."
+            )
         return cls(
             urls=UnitUrls.read(environment),
             unit_dir=unit_dir,

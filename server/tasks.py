@@ -1,13 +1,14 @@
-"""Tasks that run as long as the server."""
+"""Cancels the tasks that run as long as the server."""
 
 import asyncio
 from typing import Any
 
 
 async def cancel(task: asyncio.Task[Any]) -> None:
-    """Cancel a task until it has ended. Raise the task's own exception, if there is one.
+    """Cancel a task and wait until it has ended. Raise the task's own exception, if it has one.
 
-    One cancellation may not be enough: before Python 3.12 `asyncio.wait_for`, which redis-py uses, can lose it.
+    The task is cancelled again and again: before Python 3.12 `asyncio.wait_for`, which redis-py uses, can lose a
+    cancellation.
     """
     while not task.done():
         task.cancel()

@@ -1,5 +1,6 @@
-"""`python -m server token`: makes tokens to test with, and explains tokens. Tokens to explain come from standard input,
-never from the command line, which every user of a machine can read.
+"""`python -m server token`: makes tokens for tests, and explains tokens.
+
+A token to explain comes from standard input, never from the command line, which every user of a machine can read.
 """
 
 import os
@@ -33,24 +34,33 @@ _UNIT_LEVEL = frozenset({"unit-user"})
 
 @click.group()
 def token() -> None:
-    """Tokens to test with, and what is wrong with a token.
+    """Make tokens for tests, and explain why a token is refused.
 
-    The settings are the server's, from the environment.
+    Settings come from the environment. Use those of the server.
     """
 
 
 @token.command("mint")
 @click.argument("kind", type=click.Choice([*mint.LOCAL_KINDS, "jwt"]))
-@click.option("--cell", required=True, help="The cell that the token is for.")
-@click.option("--subject", default="me", show_default=True, help="Whom it names: for a resident, the account.")
-@click.option("--role", "roles", multiple=True, help="A visitor's role, or box/role; may be given again.")
-@click.option("--scope", default="root", show_default=True, help="What it is narrowed to; several with blanks.")
-@click.option("--seconds", default=3600, show_default=True, help="How long it lives; below 0: it ended so long ago.")
-@click.option("--older", is_flag=True, help="A local token in the layout of 2017.")
-@click.option("--cookie", is_flag=True, help="Wrap it in a cookie, with a peer.")
-@click.option("--issuer", help="A JWT's issuer, if several are trusted.")
-@click.option("--audience", help="A JWT's audience.  [default: the cell's URL]")
-@click.option("--key", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="The issuer's PEM file.")
+@click.option("--cell", required=True, help="The cell that the token is made for.")
+@click.option("--subject", default="me", show_default=True, help="The bearer; for a resident, the account.")
+@click.option("--role", "roles", multiple=True, help="A role of a visitor, or box/role; repeatable.")
+@click.option("--scope", default="root", show_default=True, help="The scope; separate several values by spaces.")
+@click.option(
+    "--seconds",
+    default=3600,
+    show_default=True,
+    help="Lifetime in seconds; negative makes a token that expired that long ago.",
+)
+@click.option("--older", is_flag=True, help="Use the layout of 2017 (local tokens only).")
+@click.option("--cookie", is_flag=True, help="Wrap the token in a cookie with a peer.")
+@click.option("--issuer", help="The issuer of a JWT, if several are trusted.")
+@click.option("--audience", help="The audience of a JWT.  [default: the cell's URL]")
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="The PEM file with the issuer's private key.",
+)
 def mint_token(
     kind: str,
     cell: str,
@@ -64,11 +74,11 @@ def mint_token(
     audience: str | None,
     key: Path | None,
 ) -> None:
-    """Make a token of a KIND and print it, and on standard error the curl that uses it. A cookie's peer is on a line of
-    its own.
+    """Make a token of a KIND and print it. With --cookie, print the cookie and then its peer on a second line. Standard
+    error gets a curl command that uses the token.
     """
     if seconds == 0 or (roles and kind != "visitor") or (older and kind == "jwt"):
-        raise click.UsageError("--seconds can't be 0, --role is for a visitor, and --older for a local token.")
+        raise click.UsageError("--seconds can't be 0, --role needs the kind visitor, and --older needs a local token.")
     _require_name(cell)
     environment = Environment(os.environ)
     settings, urls = TokenSettings.read(environment), UnitUrls.read(environment)
@@ -78,7 +88,7 @@ def mint_token(
         chosen = _issuer(settings, issuer)
         made = mint.access_jwt(chosen, {"iss": chosen.url, "client_id": subject} | claims, key)
     else:
-        # One that has ended was issued earlier: its life itself can't be negative.
+        # A lifespan can't be negative, so an expired token is one that was issued earlier.
         lifespan = abs(seconds) * 1000
         wish = mint.Wish(
             kind=kind,
@@ -96,27 +106,31 @@ def mint_token(
 
 @token.command("issuer")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--url", default="https://issuer.test/", show_default=True, help="What its tokens say in iss.")
+@click.option("--url", default="https://issuer.test/", show_default=True, help="The iss of its tokens.")
 def make_issuer(directory: Path, url: str) -> None:
-    """Make an issuer of JWTs to test with: a key, its JWK set, and the file for CELLEXPORT_TRUSTED_ISSUERS."""
+    """Make an issuer of JWTs for tests: a key, its JWK set, and the file for CELLEXPORT_TRUSTED_ISSUERS."""
     try:
         file = mint.make_issuer(directory, url)
     except OSError as error:
         raise click.ClickException(f"{error.filename}: {error.strerror}. Name a new directory.") from error
     click.echo(f"{SETTING}={shlex.quote(str(file.absolute()))}")
-    click.echo("Set that for the server, and mint with --key " + shlex.quote(str(directory / "private.pem")), err=True)
+    click.echo(
+        "Set this variable for the server, and mint with --key " + shlex.quote(str(directory / "private.pem")), err=True
+    )
 
 
 @token.command("explain")
-@click.option("--cell", required=True, help="The cell that it is presented to.")
-@click.option("--cookie", is_flag=True, help="It is a cookie: its peer is on the line after it.")
+@click.option("--cell", required=True, help="The cell that the token is presented to.")
+@click.option("--cookie", is_flag=True, help="Read a cookie, and its peer on the next line.")
 def explain_token(cell: str, cookie: bool) -> None:
-    """Say what the token on standard input is, and why it would be refused. Ends with 1 if GET would refuse it."""
+    """Print the content of the token on standard input, and why it would be refused. Exit status: 1 if GET would refuse
+    the token.
+    """
     settings = Settings.read(os.environ)
     judge = build_judge(settings.tokens, settings.urls, now_ms)
     given = _input("Cookie" if cookie else "Token")
     if not given:
-        raise click.UsageError("the first line of standard input must be the token, without Bearer before it.")
+        raise click.UsageError("the first line of standard input must be the token, without the word Bearer.")
     try:
         place = CellDirectory(settings.unit_dir / "cells").find(cell)
     except Refused as refused:
@@ -145,17 +159,17 @@ def _require_name(cell: str) -> None:
     try:
         CellDirectory.require_name(cell)
     except Refused as refused:
-        raise click.UsageError("--cell: no cell can have that name.") from refused
+        raise click.UsageError("--cell: not a valid cell name.") from refused
 
 
-def _input(what: str) -> str:
+def _input(label: str) -> str:
     if sys.stdin.isatty():
-        return str(click.prompt(what, hide_input=True)).strip()
+        return str(click.prompt(label, hide_input=True)).strip()
     return sys.stdin.readline().strip()
 
 
 def _opened(cookies: Cookies, cookie: PresentedCookie, cell: Cell) -> str | None:
-    """The token in a cookie; None if it doesn't open, which is its verdict too."""
+    """Return the token in a cookie, or None if the cookie can't be decrypted. The verdict then says the same."""
     try:
         return cookies.token(cookie, cell)
     except Refused:
@@ -164,13 +178,13 @@ def _opened(cookies: Cookies, cookie: PresentedCookie, cell: Cell) -> str | None
 
 def _cipher(settings: TokenSettings) -> Cipher:
     if settings.unit_secret is None:
-        raise SettingError("CELLEXPORT_UNIT_SECRET: is not set: local tokens and cookies are made with it.")
+        raise SettingError("CELLEXPORT_UNIT_SECRET: is not set. Local tokens and cookies need it.")
     return Cipher(settings.unit_secret.reveal_bytes())
 
 
 def _issuer(settings: TokenSettings, url: str | None) -> Issuer:
     if not settings.issuers:
-        raise SettingError(f"{SETTING}: is not set: it names who issues JWTs. `token issuer` makes one to test with.")
+        raise SettingError(f"{SETTING}: is not set. It names the issuers of JWTs; `token issuer` makes one for tests.")
     urls = list(settings.issuers)
     chosen = settings.issuers.get(urls[0] if url is None and len(urls) == 1 else url or "")
     if chosen is None:

@@ -49,7 +49,7 @@ _SERVICES = (
 async def serving(
     settings: Settings, *, clock: Callable[[], int] = now_ms, drained: Callable[[], None] = lambda: None
 ) -> AsyncIterator[str]:
-    """Serve while the context is open. Its value is the address that the server listens on.
+    """Serve while the context is open. Yield the address that the server listens on.
 
     Args:
         clock: milliseconds since 1970.
@@ -57,7 +57,7 @@ async def serving(
 
     Raises:
         StoreError: if the store can't be opened.
-        ListenError: if an address can't be listened on.
+        ListenError: if the server can't listen on an address.
         SettingError: if the event log can't be written.
     """
     async with AsyncExitStack() as stack:
@@ -152,4 +152,4 @@ async def _open_events(settings: Settings, metrics: Metrics) -> Events:
         return await EventLog.open(settings.event_log, lost=metrics.count_lost_events)
     except OSError as error:
         why = f"{settings.event_log} can't be written ({error.strerror})"
-        raise SettingError(f"CELLEXPORT_EVENT_LOG: {why}. Name another file, or say off.") from error
+        raise SettingError(f"CELLEXPORT_EVENT_LOG: {why}. Set another file, or off.") from error

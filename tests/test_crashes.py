@@ -169,7 +169,7 @@ def test_an_exporter_that_was_paused_past_its_lease_publishes_nothing(busy_unit:
     assert busy_unit.wait_until_ready().last_outcome.reason == Outcome.REASON_LEASE_EXPIRED
 
     exporter.signal(signal.SIGCONT)
-    exporter.wait_for_log("export given up: it is not ours any more")
+    exporter.wait_for_log("export abandoned: it no longer belongs to this exporter")
     assert files(busy_unit) == ["busy.error"]
     (busy_unit.directory / "cells" / "demo" / "webdav" / "large").unlink()
     busy_unit.begin("busy")

@@ -148,10 +148,10 @@ def test_the_exporter_goes_on_with_the_token_that_is_in_its_file_by_then(mesh: U
     renew(file, issuer, 3)
     more = {"CELLEXPORT_MASTER_TOKEN": "", "CELLEXPORT_EXPORTER_TOKEN_FILE": str(file)}
     exporter = mesh.start_exporter(**more)
-    exporter.wait_for_log("the server gives no work: trying again")
+    exporter.wait_for_log("claims fail; retrying")
     assert exporter.process.poll() is None
     renew(file, issuer, 60)
-    exporter.wait_for_log("the server answers again")
+    exporter.wait_for_log("claims succeed again")
     mesh.begin()
 
     assert mesh.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
@@ -174,12 +174,12 @@ def test_a_token_that_ends_in_mid_export_costs_nothing_if_another_follows(mesh: 
     renew(file, issuer, 2)
     exporter = mesh.start_exporter(CELLEXPORT_MASTER_TOKEN="", CELLEXPORT_EXPORTER_TOKEN_FILE=str(file))
     mesh.begin()
-    exporter.wait_for_log("the server takes no reports: trying again")
+    exporter.wait_for_log("progress reports fail; retrying")
     # Half a token, as in a file that is being written in place.
     file.write_text(file.read_text()[:100])
     assert mesh.get().state == CellExport.STATE_EXPORTING
     renew(file, issuer, 60)
-    exporter.wait_for_log("the server takes reports again")
+    exporter.wait_for_log("progress reports succeed again")
     # The export is larger than a gigabyte, which takes long on a busy machine.
     assert mesh.wait_until_ready(within=100).last_outcome.result == Outcome.RESULT_SUCCEEDED
 

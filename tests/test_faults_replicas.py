@@ -86,7 +86,7 @@ def test_a_zombie_changes_nothing_of_the_export_that_follows_it(replicas: Replic
         snapshot = unit.snapshots / "demo" / "one.zip"
         content, before = snapshot.read_bytes(), unit.get()
         zombie.signal(signal.SIGCONT)
-        zombie.wait_for_log("export given up: it is not ours any more")
+        zombie.wait_for_log("export abandoned: it no longer belongs to this exporter")
 
         assert unit.get() == before
         assert snapshot.read_bytes() == content

@@ -292,7 +292,9 @@ def accepted(unit: Unit, token: str) -> bool:
 
 
 def kept(server: Program) -> int:
-    return len([line for line in server.lines() if line["message"] == "the keys of an issuer stay as they were"])
+    return len(
+        [line for line in server.lines() if line["message"] == "issuer key file is invalid; keeping the previous keys"]
+    )
 
 
 @pytest.mark.process

@@ -121,12 +121,12 @@ def test_an_explanation_says_what_is_in_a_token(unit: Unit, issuer: Path) -> Non
     assert "__role/__/admin" in explain(visitor(f"{CELL_URL}__role/__/admin"))
     # The explanation names the fault, which responses to callers never do.
     assert "the token's account is not in the cell's access file" in explain(resident("gone"))
-    assert "doesn't open" in explain(resident()[:-1])
+    assert "can't be decrypted" in explain(resident()[:-1])
     assert "its fields are wrong" in explain(resident(lifespan="x"))
-    assert "from the future, or lives too long" in explain(resident(issued=expired(-(10**7))))
+    assert "issued in the future, or its lifetime is too long" in explain(resident(issued=expired(-(10**7))))
     assert "aud names neither" in explain(run_jwt(variables, issuer, "--audience", "https://x.example/"))
     assert "opaque" in explain("nonsense")
-    assert "can't be read as one" in explain("a.b.c")
+    assert "not a valid JWT" in explain("a.b.c")
     assert re.search(r"export +allowed", explain(TOKEN))
     text = explain(
         run_jwt(variables, issuer, "--audience", UNIT_URL, "--scope", "export-report", "--subject", "\x1b[31m")

@@ -1,11 +1,11 @@
-"""Who may do what: decided here, for HTTP and gRPC alike, and nowhere else.
+"""The judge of tokens: decides for HTTP and gRPC alike which caller may make which call.
 
-    credentials ──▶ `credentials`  what was presented: a token, or a cookie that holds one (`cookie`)
-                ──▶ a `TokenKind`  is it genuine, for this cell, and not expired? `master`, `jwt_access`, `local`
-                ──▶ `rights`       what does the token allow: roles, access list, scope
+    credentials ──▶ `credentials`  extracts the presented token, from a cookie too (`cookie`)
+                ──▶ a `TokenKind`  checks origin, cell and expiry (`master`, `jwt_access`, `local`)
+                ──▶ `rights`       decides which privileges the token grants, by roles, access list and scope
 
-`opening` builds the judge. A new kind of token is a new `TokenKind` there. An accepted token is cached, so
-that its next use costs no decryption; its expiry and the cell's access file are checked every time.
+`opening` builds the judge. Add a new kind of token as a `TokenKind` there. An accepted token is cached, so that its
+next use costs no decryption. Its expiry and the cell's access file are checked every time.
 May import `exports.model`, `cells`, `refusals`, and `cellexport`.
 """
 
@@ -22,8 +22,8 @@ from server.cells import Cell
 from server.exports.model import Caller
 from server.refusals import Refusal, Refused
 
-# More than the number of watches: each watch is judged again before every message.
-_REMEMBERED = 25_000
+# More than the number of watches, because each watch is judged again before every message.
+_MOST_CACHED = 25_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class TokenKind(Protocol):
         """Return a number that changes when an accepted token may have become invalid, apart from its expiry."""
 
     def accept(self, token: str, credentials: Credentials, cell: Cell | None, now: int) -> Accepted | None:
-        """Return what the token proves, or None if it is of another kind. The cell's access file plays no part.
+        """Return the accepted token, or None if it is of another kind. The cell's access file isn't read.
 
         Args:
-            cell: the cell that the call is about; None for calls that are about the unit.
+            cell: the cell of the call; None for calls about the unit.
             now: milliseconds since 1970.
 
         Raises:
@@ -74,7 +74,7 @@ class Judge:
         self._kinds = tuple(kinds)
         self._cookies = cookies
         self._clock = clock
-        self._memory: OrderedDict[tuple[bytes, str], Accepted] = OrderedDict()
+        self._cache: OrderedDict[tuple[bytes, str], Accepted] = OrderedDict()
         self._versions: tuple[int, ...] = ()
 
     def judge(self, credentials: Credentials, cell: Cell | None, needed: Privilege) -> Identity:
@@ -92,30 +92,30 @@ class Judge:
         now = self._clock()
         self._forget_if_outdated()
         key = (credentials.digest(), "" if cell is None else cell.name)
-        known = self._memory.get(key)
+        known = self._cache.get(key)
         if known is not None and (known.expires_at is None or now <= known.expires_at):
-            self._memory.move_to_end(key)
+            self._cache.move_to_end(key)
             return known
         accepted = self._judge_token(credentials, cell, now)
-        self._memory[key] = accepted
-        if len(self._memory) > _REMEMBERED:
-            self._memory.popitem(last=False)
+        self._cache[key] = accepted
+        if len(self._cache) > _MOST_CACHED:
+            self._cache.popitem(last=False)
         return accepted
 
     def _forget_if_outdated(self) -> None:
         versions = tuple([kind.version() for kind in self._kinds])
         if versions != self._versions:
-            self._memory.clear()
+            self._cache.clear()
             self._versions = versions
 
     def _judge_token(self, credentials: Credentials, cell: Cell | None, now: int) -> Accepted:
         token = presented(credentials)
         if isinstance(token, PresentedCookie):
             if self._cookies is None:
-                raise Refused(Refusal.COOKIE_REJECTED, note="cookies need the unit's secret, and there is none")
+                raise Refused(Refusal.COOKIE_REJECTED, note="cookies need CELLEXPORT_UNIT_SECRET, which is not set")
             token = checked_token(self._cookies.token(token, cell))
         for kind in self._kinds:
             accepted = kind.accept(token, credentials, cell, now)
             if accepted is not None:
                 return accepted
-        raise Refused(Refusal.TOKEN_INVALID, note="no token of a kind that is understood here")
+        raise Refused(Refusal.TOKEN_INVALID, note="unknown kind of token")

@@ -2,7 +2,7 @@
 
 The cipher has no MAC. A caller of `open` must answer every flaw in the same way, from the first character to the last
 field: otherwise an attacker uses the difference between two refusals to decrypt and forge tokens. So `Cipher.open`
-takes the same path for every text, and accepts only printable ASCII. A changed block never decrypts to that.
+takes the same path for every text, and accepts only printable ASCII. A changed block never decrypts to printable ASCII.
 """
 
 import base64
@@ -21,7 +21,7 @@ _STAND_IN = bytes(_BLOCK)
 
 
 def decode_base64url(text: str) -> bytes | None:
-    """Return the bytes of an unpadded base64url text, or None if the text is not their only canonical form."""
+    """Return the bytes of an unpadded base64url text, or None if the text is not in canonical form."""
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
     except (binascii.Error, ValueError):

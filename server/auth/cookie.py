@@ -1,7 +1,7 @@
 """The cookie of a Personium unit: an encrypted peer and token. The peer in the query must be the same.
 
-All flaws of a cookie are one refusal. An invalid token inside is another refusal. That is safe only because a changed
-cookie never decrypts at all: see `cipher`.
+All flaws of a cookie have the same refusal. An invalid token inside a valid cookie has another refusal. The difference
+is safe only because a changed cookie never decrypts at all: see `cipher`.
 """
 
 import hmac
@@ -17,7 +17,7 @@ _VOWELS = str.maketrans("aiueo", "#####")
 
 
 class Cookies:
-    """Decrypts cookies for the host of the unit's URL or the cell's URL, never for that of a request."""
+    """The cookies of a unit, decrypted for the host of the unit's or the cell's URL, never for that of a request."""
 
     def __init__(self, cipher: Cipher, urls: UnitUrls) -> None:
         self._cipher = cipher
@@ -37,7 +37,7 @@ class Cookies:
                 same = hmac.compare_digest(_bytes(peer), _bytes(presented.peer))
                 found = token if same and inside else found
         if not found:
-            raise Refused(Refusal.COOKIE_REJECTED, note="the cookie doesn't open, or not to this peer")
+            raise Refused(Refusal.COOKIE_REJECTED, note="the cookie can't be decrypted, or belongs to another peer")
         return found
 
     def _hosts(self, cell: Cell | None) -> list[str]:

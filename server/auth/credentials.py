@@ -1,4 +1,4 @@
-"""The credentials of a caller, parsed. HTTP and gRPC follow the same rules: those of Personium's document."""
+"""The credentials of a caller, parsed. HTTP and gRPC follow the same rules, from Personium's document."""
 
 import base64
 import binascii
@@ -17,7 +17,8 @@ _PEER_LIMIT = 1024
 class Credentials:
     """The metadata `authorization`, all cookies and peers, and `x-personium-unit-user`.
 
-    Several values of the first and of the last are joined with commas, as an HTTP server joins header lines.
+    Several values of `authorization` or `x-personium-unit-user` are joined with commas, as an HTTP server joins header
+    lines.
     """
 
     authorization: str | None = None
@@ -70,14 +71,14 @@ def checked_token(text: str) -> str:
     fits = 0 < len(text) <= _LIMIT - len("Bearer ")
     if fits and text.isascii() and text.isprintable() and " " not in text:
         return text
-    raise Refused(Refusal.TOKEN_INVALID, note="not Bearer, one blank, and a token of at most 4 KiB with it")
+    raise Refused(Refusal.TOKEN_INVALID, note="not of the form `Bearer TOKEN`, with one space and at most 4 KiB")
 
 
 def _cookie(credentials: Credentials) -> PresentedCookie:
     if not any(credentials.peers) and len(credentials.peers) < 2:
         raise Refused(Refusal.CREDENTIALS_MISSING)
     if len(credentials.peers) > 1 or len(credentials.cookies) != 1:
-        raise Refused(Refusal.COOKIE_REJECTED, note="not one cookie and one peer")
+        raise Refused(Refusal.COOKIE_REJECTED, note="needs exactly one cookie and one peer")
     cookie, peer = credentials.cookies[0], credentials.peers[0]
     if len(cookie) > _COOKIE_LIMIT or len(peer) > _PEER_LIMIT:
         raise Refused(Refusal.COOKIE_REJECTED, note="the cookie is longer than 8 KiB, or its peer than 1 KiB")

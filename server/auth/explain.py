@@ -1,4 +1,4 @@
-"""Explanations of tokens for people: their content, and the judge's verdict. No secret is shown."""
+"""Explanations of tokens for people: the content of a token, and the judge's verdict. They contain no secret."""
 
 import json
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from server.refusals import Refused
 _LOCAL = {
     "AR~": "of an account of the cell (resident)",
     "AA~": "of an account of the cell (resident), layout of 2017",
-    "AV~": "of a visitor, who has roles of the cell",
-    "AL~": "of a visitor, who has roles of the cell, layout of 2017",
+    "AV~": "of a visitor with roles of the cell",
+    "AL~": "of a visitor with roles of the cell, layout of 2017",
     "AU~": "of a unit user",
-    "AP~": "good for changing a password alone",
-    "RR~": "to refresh a resident's token with",
-    "RV~": "to refresh a visitor's token with",
-    "RA~": "to refresh a resident's token with, layout of 2017",
-    "RT~": "to refresh a visitor's token with, layout of 2017",
-    "GC~": "a grant code, to get a token with",
+    "AP~": "valid only for changing a password",
+    "RR~": "refresh token of a resident",
+    "RV~": "refresh token of a visitor",
+    "RA~": "refresh token of a resident, layout of 2017",
+    "RT~": "refresh token of a visitor, layout of 2017",
+    "GC~": "grant code, which is exchanged for a token",
 }
 _CLAIMS = ("iss", "aud", "sub", "client_id", "scope")
 _TIMES = ("iat", "nbf", "exp")
@@ -42,7 +42,7 @@ def describe(token: str, cell: Cell, local: LocalTokens | None) -> Iterator[Line
         yield "kind", f"Personium local token, {_LOCAL[token[:3]]}"
         yield from _describe_local(token, cell, local)
     else:
-        yield "kind", "an opaque text: the unit master token, or none of ours"
+        yield "kind", "an opaque text: the unit master token, or an unknown token"
 
 
 def is_local(token: str) -> bool:
@@ -63,9 +63,9 @@ def verdict(judge: Judge, credentials: Credentials, cell: Cell | None, needed: P
 def _describe_jwt(token: str) -> Iterator[Line]:
     parts = jwt_access.read(token)
     if parts is None:
-        yield "kind", "three parts with dots, like a JWT, but it can't be read as one"
+        yield "kind", "three parts between dots like a JWT, but not a valid JWT"
         return
-    yield "kind", "JWT (what follows is what it says of itself)"
+    yield "kind", "JWT (content not verified)"
     for name in ("typ", "alg", "kid"):
         yield name, _text(parts.header.get(name))
     for name in _CLAIMS:
@@ -78,7 +78,7 @@ def _describe_jwt(token: str) -> Iterator[Line]:
 def _describe_local(token: str, cell: Cell, local: LocalTokens | None) -> Iterator[Line]:
     content: Content | None = None if local is None else local.content(token, cell)
     if local is None:
-        yield "content", "not known: without CELLEXPORT_UNIT_SECRET it can't be opened"
+        yield "content", "unknown: without CELLEXPORT_UNIT_SECRET it can't be decrypted"
     elif content is not None:
         yield "issuer", _text(content.issuer)
         yield "subject", _text(content.subject)

@@ -1,7 +1,7 @@
 """The trusted issuers of JWTs, with their keys and algorithms.
 
-All of it comes from files that the operator names, and nothing from a token. A key file is read again when it changes,
-so that keys can be replaced without a restart.
+All keys come from files that the operator names, never from a token. A key file is read again when it changes, so that
+keys can be replaced without a restart.
 """
 
 import json
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class KeyFileError(Exception):
-    """Raised when a key file can't be used. The text says why, and contains no key."""
+    """Raised when a key file can't be used. The text gives the reason, and contains no key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +93,11 @@ class Issuer:
         try:
             self._keys = _read(self._file, self.algorithms)
         except KeyFileError as error:
-            _log.error("the keys of an issuer stay as they were", extra={"issuer": self.url, "error": str(error)})
+            _log.error(
+                "issuer key file is invalid; keeping the previous keys", extra={"issuer": self.url, "error": str(error)}
+            )
             return False
-        _log.info("the keys of an issuer were read again", extra={"issuer": self.url, "keys": len(self._keys)})
+        _log.info("issuer keys reloaded", extra={"issuer": self.url, "keys": len(self._keys)})
         return True
 
 
@@ -156,7 +158,7 @@ def _stamp(file: Path) -> tuple[int, ...]:
 
 def _read(file: Path, algorithms: Sequence[str]) -> list[Key]:
     if not file.is_file():
-        raise KeyFileError(f"{file} can't be read: it is no file.")
+        raise KeyFileError(f"{file} can't be read: it is not a file.")
     try:
         with file.open("rb") as opened:
             data = opened.read(_FILE_LIMIT + 1)
@@ -167,11 +169,11 @@ def _read(file: Path, algorithms: Sequence[str]) -> list[Key]:
         raise KeyFileError(f"{file} can't be read as JSON ({type(error).__name__}).") from error
     jwks = content.get("keys") if isinstance(content, dict) else None
     if not isinstance(jwks, list) or not all(isinstance(jwk, dict) for jwk in jwks):
-        raise KeyFileError(f"{file} is no JWK set: an object with a list of keys.")
+        raise KeyFileError(f"{file} is not a JWK set: an object with a list named keys.")
     found = [key for jwk in jwks for key in _keys(file, jwk, algorithms)]
     names = [(key.kid, key.jwk.algorithm_name) for key in found]
     if len(set(names)) != len(names):
-        raise KeyFileError(f"{file} has two keys of one kid, or several without.")
+        raise KeyFileError(f"{file} has two keys with the same kid, or several keys without a kid.")
     return found
 
 
@@ -190,14 +192,14 @@ def _keys(file: Path, jwk: dict[str, Any], algorithms: Sequence[str]) -> list[Ke
     if kid is not None and not isinstance(kid, str):
         raise KeyFileError(f"{file}: a kid must be a text.")
     if "d" in jwk:
-        raise KeyFileError(f"{file}: the key {kid!r} is a private one: only the issuer may have that.")
+        raise KeyFileError(f"{file}: the key {kid!r} is a private key: only the issuer may have it.")
     try:
         keys = [Key(kid, PyJWK(jwk, name)) for name in fitting]
     except (PyJWTError, ValueError, TypeError, KeyError) as error:
         # The library's error may contain the key.
         raise KeyFileError(f"{file}: the key {kid!r} is damaged.") from error
     if not all(_is_strong(key.jwk.key) for key in keys):
-        raise KeyFileError(f"{file}: the key {kid!r} is too short, or longer than any that is in use.")
+        raise KeyFileError(f"{file}: the key {kid!r} is too short, or longer than any key in use.")
     return keys
 
 

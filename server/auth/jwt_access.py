@@ -1,7 +1,7 @@
 """JWT access tokens (RFC 9068) for callers in the mesh, judged as RFC 8725 advises.
 
-The order is the contract's: shape, algorithm, key, signature, expiry, other claims. The library verifies the signature.
-It accepts numbers given as text and duplicate claims, so those are refused here first.
+The checks have the order of the contract: shape, algorithm, key, signature, expiry, other claims. The library verifies
+the signature. It accepts numbers given as text and duplicate claims, so this module refuses them first.
 """
 
 import json
@@ -60,7 +60,9 @@ class JwtAccessTokens:
             return None
         parts = read(token)
         if parts is None:
-            raise _invalid("no JWT: three base64url parts, two of them JSON objects without doubles")
+            raise _invalid(
+                "not a JWT: it needs three base64url parts, the first two JSON objects without duplicate keys"
+            )
         key, algorithm = self._key(parts)
         self._verify(token, key, algorithm)
         expires_at = _expiry(parts.claims)
@@ -73,7 +75,7 @@ class JwtAccessTokens:
         if not isinstance(header.get("typ"), str) or header["typ"].lower() not in _TYPES:
             raise _invalid("typ is not at+jwt")
         if "crit" in header or "b64" in header:
-            raise _invalid("crit and b64 are not understood")
+            raise _invalid("crit and b64 are not supported")
         name, algorithm, kid = parts.claims.get("iss"), header.get("alg"), header.get("kid")
         issuer = self._issuers.get(name) if isinstance(name, str) else None
         if issuer is None:
@@ -81,7 +83,7 @@ class JwtAccessTokens:
         if not isinstance(algorithm, str) or algorithm not in issuer.algorithms:
             raise _invalid("alg is not one of the issuer's")
         if "kid" in header and not isinstance(kid, str):
-            raise _invalid("kid is no text")
+            raise _invalid("kid is not a string")
         key = issuer.key(algorithm, kid)
         if key is None:
             raise _invalid("the issuer has no key of that kid, or several and kid is missing")
@@ -93,8 +95,8 @@ class JwtAccessTokens:
         except InvalidSignatureError as error:
             raise Refused(Refusal.SIGNATURE_INVALID) from error
         except Exception as error:
-            # Any exception of the library means an invalid token.
-            raise _invalid(f"the library refuses it ({type(error).__name__})") from error
+            # Every other exception of the library means an invalid token.
+            raise _invalid(f"the JWT library rejects it ({type(error).__name__})") from error
 
     def _accepted(self, claims: Mapping[str, Any], cell: Cell | None, now: int, expires_at: int) -> Accepted:
         audiences = claims.get("aud")
@@ -103,11 +105,11 @@ class JwtAccessTokens:
         if not isinstance(audiences, list) or not meant.intersection(filter(_is_text, audiences)):
             raise _invalid("aud must be the unit's URL" if cell is None else "aud names neither the cell nor the unit")
         if any(not _is_number(claims[name]) for name in ("nbf", "iat") if name in claims):
-            raise _invalid("nbf or iat is no number")
+            raise _invalid("nbf or iat is not a number")
         if now < (claims.get("nbf", 0) - _LEEWAY_SECONDS) * 1000:
-            raise _invalid("nbf is not yet")
+            raise _invalid("nbf is in the future")
         if any(not _is_text(claims[name]) for name in ("sub", "client_id", "scope") if name in claims):
-            raise _invalid("sub, client_id or scope is no text")
+            raise _invalid("sub, client_id or scope is not a string")
         subject, application = claims.get("sub"), claims.get("client_id")
         return Accepted(
             caller=Caller(schema=application, subject=subject),
@@ -130,7 +132,7 @@ def _expiry(claims: Mapping[str, Any]) -> int:
     """Return the last millisecond, since 1970, in which the token is valid."""
     seconds = claims.get("exp")
     if type(seconds) is not int or not 0 <= seconds <= _LATEST:
-        raise _invalid("exp is no whole number of seconds")
+        raise _invalid("exp is not a whole number of seconds")
     return (seconds + _LEEWAY_SECONDS) * 1000 - 1
 
 
@@ -146,12 +148,12 @@ def _object(data: bytes) -> Mapping[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError("a key is given twice")
+        raise ValueError("duplicate key")
     return value
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _is_text(value: object) -> bool:

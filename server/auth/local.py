@@ -20,7 +20,7 @@ UNIT_USER = "AU~"
 _RESIDENTS = frozenset({"AR~", "AA~"})
 _VISITORS = frozenset({"AV~", "AL~"})
 _REFRESH = frozenset({"RR~", "RV~", "RA~", "RT~"})
-# For each prefix the type and the number of fields; for the older layout only the number.
+# The type and the number of fields of each prefix. The older layout has no type.
 _TODAY = {"AR~": ("0", 7), "AV~": ("1", 8), UNIT_USER: ("6", 7), "AP~": ("7", 7)}
 _OLDER = {"AA~": 5, "AL~": 6, UNIT_USER: 5, "AP~": 5}
 
@@ -48,7 +48,7 @@ class Content:
 
 
 class LocalTokens:
-    """The `TokenKind` of a unit's tokens. It is asked last, and refuses every other text in the same way."""
+    """The `TokenKind` of a unit's tokens. The judge tries it last, and it refuses every other text in the same way."""
 
     def __init__(self, cipher: Cipher, urls: UnitUrls) -> None:
         self._cipher = cipher
@@ -67,7 +67,7 @@ class LocalTokens:
         if content is None or content.issuer != issuer:
             raise Refused(Refusal.TOKEN_INVALID, note=_explanation(prefix, max(today, older, key=len)))
         if content.issued_at > now + _AHEAD_MS or not 0 < content.lifespan <= _LONGEST_MS:
-            raise Refused(Refusal.TOKEN_INVALID, note="the token is from the future, or lives too long")
+            raise Refused(Refusal.TOKEN_INVALID, note="the token was issued in the future, or its lifetime is too long")
         if now > content.expires_at:
             raise Refused(Refusal.TOKEN_EXPIRED)
         return self._accepted(prefix, content)
@@ -81,7 +81,7 @@ class LocalTokens:
         return self._urls.unit if cell is None or token.startswith(UNIT_USER) else self._urls.cell(cell.name)
 
     def _open(self, token: str, issuer: str) -> tuple[Sequence[str], Sequence[str]]:
-        """Return the fields by each layout. Every token is tried with both, so that all take the same time."""
+        """Return the fields in both layouts. Every token is decrypted in both, so that all take the same time."""
         today = self._cipher.open(token[3:], initial_vector(issuer))
         older = self._cipher.open(token[3:], older_initial_vector(issuer))
         return (today or "").split("\t"), (older or "").split("\t")
@@ -153,7 +153,7 @@ def _role(url: str, cell_url: str) -> str | None:
 def _explanation(prefix: str, fields: Sequence[str]) -> str:
     """Return the reason of a refusal, for the log only."""
     if prefix not in _TODAY and prefix not in _OLDER and prefix not in _REFRESH:
-        return "no token of a kind that is understood here"
+        return "unknown kind of token"
     if len(fields) == 1:
-        return "the token doesn't open: changed, or another cell's or unit's"
-    return "the token opens, but its fields are wrong"
+        return "the token can't be decrypted: it was changed, or is of another cell or unit"
+    return "the token decrypts, but its fields are wrong"

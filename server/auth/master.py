@@ -21,7 +21,7 @@ class MasterToken:
         return 0
 
     def accept(self, token: str, credentials: Credentials, cell: Cell | None, now: int) -> Accepted | None:
-        # Compare digests, so that the time reveals neither length nor content.
+        # Compare digests, so that the time reveals neither the length nor the content of the secret.
         if not hmac.compare_digest(_digest(token), self._digest):
             return None
         if credentials.unit_user:

@@ -15,7 +15,7 @@ from jwt.exceptions import PyJWTError
 from server.auth.cipher import Cipher, initial_vector, older_initial_vector
 from server.auth.issuers import Issuer
 
-# For each kind today's prefix and type, and the prefix of 2017.
+# The prefix and type of each kind today, and its prefix in 2017.
 LOCAL_KINDS = {
     "resident": ("AR~", "0", "AA~"),
     "visitor": ("AV~", "1", "AL~"),
@@ -54,7 +54,7 @@ def local(cipher: Cipher, wish: Wish) -> str:
     """
     texts = (wish.subject, wish.schema, wish.scope, *wish.roles)
     if not all(text.isascii() and text.isprintable() for text in texts):
-        raise MintError("what a local token says of its bearer must be printable ASCII.")
+        raise MintError("subject, schema, scope and roles of a local token must be printable ASCII.")
     prefix, kind, older_prefix = LOCAL_KINDS[wish.kind]
     issued = str(wish.issued_at)[::-1]
     roles = [" ".join(role_url(wish.issuer, role) for role in wish.roles)] if wish.kind == "visitor" else []

@@ -23,6 +23,6 @@ def build_judge(settings: TokenSettings, urls: UnitUrls, clock: Callable[[], int
     if settings.unit_secret is not None:
         cipher = Cipher(settings.unit_secret.reveal_bytes())
         cookies = Cookies(cipher, urls)
-        # Last, because it refuses every token of no other kind.
+        # Last, because it refuses every token that no other kind accepts.
         kinds.append(LocalTokens(cipher, urls))
     return Judge(kinds, cookies=cookies, clock=clock)

@@ -15,7 +15,7 @@ _EVERYBODY = "all"
 class Privilege(StrEnum):
     """A privilege that a method may need."""
 
-    # The privilege of the document: everything on one cell.
+    # Everything on one cell. This privilege is from Personium's document.
     ROOT = "root"
     # For exporters: to claim, report and finish exports of any cell. No access list grants it.
     EXPORT_REPORT = "export-report"
@@ -49,13 +49,15 @@ class Accepted:
 
 
 def require(needed: Privilege, accepted: Accepted, cell: Cell | None) -> None:
-    """Raise unless the token grants the privilege.
+    """Raise `Refused` unless the token grants the privilege.
 
     Raises:
-        Refused: CREDENTIALS_MISSING (the account is gone), PRIVILEGE_LACKING, SCOPE_INSUFFICIENT (in this order)
+        Refused: CREDENTIALS_MISSING (the account is gone), PRIVILEGE_LACKING, SCOPE_INSUFFICIENT; in this order.
     """
     if needed not in _privileges(needed, accepted, cell):
-        raise Refused(Refusal.PRIVILEGE_LACKING, note=f"no role of the bearer's, nor the token itself, gives {needed}")
+        raise Refused(
+            Refusal.PRIVILEGE_LACKING, note=f"neither a role of the caller nor the token itself grants {needed}"
+        )
     if accepted.scope is not None and needed not in accepted.scope:
         raise Refused(Refusal.SCOPE_INSUFFICIENT, note=f"the token's scope lacks {needed}", privilege=needed)
 

@@ -12,7 +12,7 @@ _AES_KEYS = (16, 24, 32)
 
 @dataclass(frozen=True, slots=True)
 class TokenSettings:
-    """The keys of the kinds of tokens. A kind without a key or an issuer is off."""
+    """The secrets and issuers of the kinds of tokens. A kind of token without a secret or an issuer is off."""
 
     master_token: Secret | None
     unit_secret: Secret | None

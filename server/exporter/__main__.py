@@ -1,4 +1,4 @@
-"""`python -m server.exporter` does exports, `python -m server.exporter verify` proves snapshots complete."""
+"""`python -m server.exporter` runs exports, `python -m server.exporter verify` checks that snapshots are complete."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ _log = logging.getLogger("server.exporter")
 
 
 def main() -> None:
-    """Run the command line. A bad setting, or a refused token, ends it with status 2."""
+    """Run the command line. A bad setting or a refused token ends the program with exit status 2."""
     os.umask(0o077)
     try:
         cli(prog_name="cellexport-exporter")
@@ -38,11 +38,11 @@ def main() -> None:
 @click.version_option(package_name="cellexport", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Do exports, one at a time, until SIGTERM or SIGINT; a second signal ends the program at once. Start several for
-    more at a time. Settings come from the environment.
+    """Run exports, one at a time, until SIGTERM or SIGINT; a second signal ends the program at once. Start several
+    exporters to run several exports at a time. Settings come from the environment.
     """
     if context.invoked_subcommand is None:
-        # Before any thread is started, so that all of them leave the signals to the one that waits for them.
+        # Before any thread starts, so that every thread inherits the mask and only the signal thread gets the signals.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         terminal = logs.is_terminal()
         logs.configure(Environment(os.environ), terminal=terminal)
@@ -68,12 +68,12 @@ def _work(settings: Settings, *, terminal: bool) -> None:
         threading.Thread(target=_wait_for_signals, args=(runner,), name="signals", daemon=True).start()
         _log.info("waiting for exports", extra={"target": settings.target, "swept_parts": swept})
         runner.run()
-    _log.info("ended")
+    _log.info("stopped")
 
 
 def _wait_for_signals(runner: Runner) -> None:
     signal.sigwait(_SIGNALS)
-    _log.info("ending")
+    _log.info("shutting down")
     runner.stop()
     signal.sigwait(_SIGNALS)
     os._exit(1)

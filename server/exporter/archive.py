@@ -1,7 +1,7 @@
-"""A zip that is being written, and the list of its entries beside it.
+"""A zip while it is written, and the list of its entries.
 
-Memory does not grow with the size of files, and by less than a kilobyte with each of them: zipfile keeps its directory
-of entries until the end.
+Memory does not grow with the size of the files. It grows by less than a kilobyte for each file, because zipfile keeps
+the directory of entries until the end.
 """
 
 import hashlib
@@ -22,12 +22,13 @@ from server.exporter.walk import Found, Skipped, SourceChangedError, SourceError
 ENTRIES = "00_entries.ndjson"
 
 _CHUNK = 256 * 1024
-# A few percent larger than with zlib's default, in little more than half the time (docs/decisions.md).
+# Zips are a few percent larger than at zlib's default level, and take little more than half the time
+# (docs/decisions.md).
 _LEVEL = 4
-# As zip entries have them. One number each for all entries: a million numbers of their own would be 32 MB.
+# The modes as zip entries store them. All entries share these two numbers: a million separate ones would take 32 MB.
 _FILE_MODE, _DIRECTORY_MODE = 0o100600 << 16, 0o040700 << 16
 _DOS_DIRECTORY = 0x10
-# The span of a zip entry's own date; the true time is in the list.
+# The range of the date in a zip entry. The list of entries has the true time.
 _FIRST_DATE, _LAST_DATE = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)
 
 
@@ -35,11 +36,11 @@ Stop = Callable[[], None]
 
 
 class Archive:
-    """A zip to add to. Methods that add raise OSError if it can't be written, and whatever `stop` raises.
+    """A zip that grows by one entry at a time. The `add` methods raise OSError if it can't be written.
 
     Args:
-        entries: where to keep the list until the end.
-        stop: called often; raises to end the work.
+        entries: a temporary file for the list of entries until `finish`.
+        stop: called often; raises to end the work. Its exception passes through the method that called it.
     """
 
     def __init__(self, file: BinaryIO, entries: IO[bytes], tally: Tally, stop: Stop) -> None:
@@ -57,7 +58,7 @@ class Archive:
         self._list_entry(name, name, len(content), hashlib.sha256(content).hexdigest(), self._created)
 
     def add_directory(self, name: str, original: str, found: Found) -> None:
-        """A directory is an entry of its own only if it is empty."""
+        """Add an empty directory as an entry, or only count any other directory as done."""
         if found.is_empty:
             info = _info(name + "/", found.mtime_ns, _DIRECTORY_MODE)
             info.external_attr |= _DOS_DIRECTORY
@@ -68,10 +69,11 @@ class Archive:
             self._tally.entries_done += 1
 
     def add_file(self, name: str, found: Found, original: str | None = None) -> Skipped | None:
-        """Stream a file in, or tell why it is to be skipped.
+        """Add the content of a file, or return why the file must be skipped.
 
         Raises:
-            SourceError, SourceChangedError: if it can't be read.
+            SourceError: if the file can't be read.
+            SourceChangedError: if the file became shorter while it was read.
         """
         opened = open_file(found)
         if isinstance(opened, Skipped):
@@ -95,10 +97,10 @@ class Archive:
         self._tally.entries_done += 1
 
     def finish(self, subject: dict[str, object]) -> None:
-        """Add the list and the manifest, and end the zip.
+        """Add the list of entries and the manifest, and close the zip.
 
         Args:
-            subject: what the manifest says besides numbers and hashes.
+            subject: the keys of the manifest that are not counts, hashes or times.
         """
         self._entries.seek(0)
         with self._zip.open(_info(ENTRIES, self._created, _FILE_MODE), "w", force_zip64=True) as target:
@@ -113,7 +115,7 @@ class Archive:
         self._zip.close()
 
     def abandon(self) -> None:
-        """Let go of a zip that is not to be: what closing it writes goes to a part that is thrown away."""
+        """Close an unfinished zip. Closing still writes to the part, which the caller discards."""
         with suppress(OSError, ValueError):
             self._zip.close()
 
@@ -136,12 +138,12 @@ def _original(name: str, original: str) -> dict[str, object]:
 
 
 class _Leveled(Protocol):
-    # Before Python 3.13 an entry that is streamed has no public name for its level, and would not take the zip's own.
+    # Before Python 3.13 a streamed entry has no public attribute for its level, and ignores the level of the zip.
     _compresslevel: int
 
 
 def _info(name: str, mtime_ns: int, mode: int) -> zipfile.ZipInfo:
-    # No subclass: each of a million would have room for attributes that nobody sets.
+    # Not a subclass of ZipInfo: its million instances would reserve memory for attributes that nobody sets.
     info = zipfile.ZipInfo(name, _date(mtime_ns))
     info.compress_type = zipfile.ZIP_DEFLATED
     info.external_attr = mode
@@ -158,7 +160,7 @@ def _date(mtime_ns: int) -> tuple[int, int, int, int, int, int]:
 
 
 def _read(source: IO[bytes], size: int, path: str) -> Iterator[bytes]:
-    """Just as many bytes as the file had when it was opened: what is appended meanwhile is for the next snapshot."""
+    """Yield as many bytes as the file had when it was opened. Bytes appended since are left to the next snapshot."""
     while size:
         try:
             chunk = source.read(min(size, _CHUNK))

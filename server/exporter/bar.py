@@ -1,4 +1,4 @@
-"""A progress bar, on a terminal."""
+"""A progress bar for terminals."""
 
 import sys
 
@@ -8,7 +8,11 @@ _WIDTH = 30
 
 
 class Bar:
-    """Shows one export at a time, on one line of standard error. Shows nothing where that is no terminal."""
+    """A progress bar on one line of standard error, for one export at a time.
+
+    Args:
+        terminal: whether standard error is a terminal; otherwise nothing is shown.
+    """
 
     def __init__(self, *, terminal: bool) -> None:
         self._terminal = terminal
@@ -23,7 +27,7 @@ class Bar:
         sys.stderr.flush()
 
     def end(self) -> None:
-        """Leave the line to whatever comes next."""
+        """Clear the line."""
         if self._terminal:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""How an export ended: which result goes with a reason, and the words for both."""
+"""The result of an export for each reason, and the names of both for logs and error notes."""
 
 from cellexport.v1.cell_export_pb2 import Outcome
 
@@ -6,13 +6,13 @@ _INTERRUPTIONS = frozenset({Outcome.REASON_SHUTDOWN, Outcome.REASON_CANCELLED})
 
 
 def result_of(why: Outcome.Reason.ValueType) -> Outcome.Result.ValueType:
-    """The result that a reason of ours goes with: REASON_UNSPECIFIED with a success."""
+    """Return the result for a reason that this exporter gives. REASON_UNSPECIFIED means success."""
     if why == Outcome.REASON_UNSPECIFIED:
         return Outcome.RESULT_SUCCEEDED
     return Outcome.RESULT_INTERRUPTED if why in _INTERRUPTIONS else Outcome.RESULT_FAILED
 
 
-def told(result: Outcome.Result.ValueType, why: Outcome.Reason.ValueType) -> dict[str, str]:
-    """Both in the words of the server's log and of notes. The reason is empty for a success."""
+def named(result: Outcome.Result.ValueType, why: Outcome.Reason.ValueType) -> dict[str, str]:
+    """Return the names of both as the server's log and the error notes write them. A success has an empty reason."""
     reason = Outcome.Reason.Name(why).removeprefix("REASON_") if why else ""
     return {"result": Outcome.Result.Name(result).removeprefix("RESULT_"), "reason": reason}

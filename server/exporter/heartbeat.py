@@ -1,4 +1,4 @@
-"""Tells the server how far an export is, from a thread of its own, so that no slow disk costs the lease."""
+"""Reports the progress of an export to the server, in a separate thread, so that a slow disk never costs the lease."""
 
 import logging
 import random
@@ -18,7 +18,7 @@ from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 _SHORTEST_SECONDS = 0.2
 _RETRY_SECONDS = 0.5
 
-# What a server may get over. With any other answer there is nothing to wait for: the lease runs out.
+# The statuses from which a server may recover. After any other status a retry is pointless, and the lease runs out.
 _TRANSIENT = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -34,20 +34,20 @@ _log = logging.getLogger(__name__)
 
 
 class LeaseLostError(Exception):
-    """Raised when the server says that the export is not ours any more."""
+    """Raised when the server answers that this exporter has lost the export."""
 
 
 class ExportCancelledError(Exception):
-    """Raised when the server says that the export is to end."""
+    """Raised when the server asks this exporter to end the export."""
 
 
 class Heartbeat:
-    """Reports while its context is open.
+    """Reports of an export's progress, sent while the context is open.
 
     Args:
-        token: what to present; asked before each report.
-        progress: how far the export is; called from the heartbeat's thread.
-        show: called with each progress, to show it.
+        token: the source of the token; read before each report.
+        progress: returns the progress of the export; called in the heartbeat's thread.
+        show: called with each progress, to display it.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class Heartbeat:
         self._progress = progress
         self._show = show
         self._lease_seconds = claimed.lease_duration.seconds + claimed.lease_duration.nanos / 1e9
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._sequence = 0
         self._over = threading.Event()
-        self._heard = True
+        self._accepted = True
         self._lost = threading.Event()
         self._cancelled = threading.Event()
-        # What this thread's lines of the log are marked with, the heartbeat's are.
+        # The copied context gives the heartbeat's log lines the request key of this thread.
         self._thread = threading.Thread(target=copy_context().run, args=(self._beat,), name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
@@ -83,13 +83,14 @@ class Heartbeat:
         self._thread.join()
 
     def confirm(self, stop: Callable[[], None]) -> None:
-        """Wait until the server has answered a report.
+        """Report until the server accepts a report.
 
         Args:
             stop: called between tries; raises to give up.
 
         Raises:
-            LeaseLostError, ExportCancelledError: if the server answers so.
+            LeaseLostError: if the export is lost.
+            ExportCancelledError: if the server asks to end the export.
         """
         while not self._report(self._progress()):
             self.check()
@@ -98,7 +99,7 @@ class Heartbeat:
         self.check()
 
     def check(self) -> None:
-        """Raise what the server has answered last: `LeaseLostError`, `ExportCancelledError`, or nothing."""
+        """Raise `LeaseLostError` or `ExportCancelledError` if the server has answered so."""
         if self._lost.is_set():
             raise LeaseLostError
         if self._cancelled.is_set():
@@ -108,26 +109,26 @@ class Heartbeat:
         try:
             self._run()
         except Exception:
-            # A lease that nobody renews will be lost; to know it now is better than to find out.
+            # Without reports the lease will be lost: end the export now, not when the server refuses it.
             _log.exception("unexpected error", extra={"cell": self._claimed.cell})
             self._lost.set()
 
     def _run(self) -> None:
-        told, told_at = None, 0.0
+        reported, reported_at = None, 0.0
         while not self._over.is_set() and not self._lost.is_set():
             progress = self._progress()
             now = time.monotonic()
-            if progress != told or now - told_at >= self._lease_seconds / 4:
+            if progress != reported or now - reported_at >= self._lease_seconds / 4:
                 self._show(progress)
                 if self._report(progress):
-                    told, told_at = progress, now
+                    reported, reported_at = progress, now
                 else:
                     self._over.wait(jittered(_RETRY_SECONDS))
             self._over.wait(_SHORTEST_SECONDS)
 
     def _report(self, progress: Progress) -> bool:
-        """Report once, and tell whether the server took it."""
-        with self._turn:
+        """Report once, and return whether the server accepted the report."""
+        with self._lock:
             if self._lost.is_set():
                 return False
             self._sequence += 1
@@ -141,40 +142,40 @@ class Heartbeat:
                     timeout=max(1.0, self._lease_seconds / 3),
                 )
             except grpc.RpcError as error:
-                self._take(error)
+                self._handle(error)
                 return False
-            self._say_heard(heard=True)
+            self._log_change(accepted=True)
             if response.cancel_requested:
                 self._cancelled.set()
             return True
 
-    def _take(self, error: grpc.RpcError) -> None:
+    def _handle(self, error: grpc.RpcError) -> None:
         if is_transient(error, self._token):
-            self._say_heard(heard=False, why=reason(error))
+            self._log_change(accepted=False, why=reason(error))
             return
-        _log.error("the lease is lost", extra={"cell": self._claimed.cell, "reason": reason(error)})
+        _log.error("lease lost", extra={"cell": self._claimed.cell, "reason": reason(error)})
         self._lost.set()
 
-    def _say_heard(self, *, heard: bool, why: str = "") -> None:
+    def _log_change(self, *, accepted: bool, why: str = "") -> None:
         labels = {"cell": self._claimed.cell}
-        if heard and not self._heard:
-            _log.info("the server takes reports again", extra=labels)
-        if self._heard and not heard:
-            _log.warning("the server takes no reports: trying again", extra=labels | {"reason": why})
-        self._heard = heard
+        if accepted and not self._accepted:
+            _log.info("progress reports succeed again", extra=labels)
+        if self._accepted and not accepted:
+            _log.warning("progress reports fail; retrying", extra=labels | {"reason": why})
+        self._accepted = accepted
 
 
 def is_transient(error: grpc.RpcError, token: SecretSource) -> bool:
-    """Whether the same call may be answered yet. A token that is refused may be followed by another in its file."""
+    """Return whether a retry of the call may succeed. A refused token may yet be replaced in its file."""
     return error.code() in _TRANSIENT or (token.renewable and error.code() is grpc.StatusCode.UNAUTHENTICATED)
 
 
 def reason(error: grpc.RpcError) -> str:
-    """Why a call failed: the server's reason, or the status where it gave none."""
+    """Return why a call failed: the server's reason, or the name of the gRPC status if there is no reason."""
     info = client.error_info(error)
     return error.code().name if info is None else info.reason
 
 
 def jittered(seconds: float) -> float:
-    """Half as long to half as long again, so that exporters don't come all at once."""
-    return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - guards nothing
+    """Return between half and one and a half of the time, so that exporters don't retry all at once."""
+    return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - no secret depends on it

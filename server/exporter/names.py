@@ -1,36 +1,37 @@
-"""Names of files as names of zip entries.
+"""Names of zip entries, made from the names of files.
 
-Whatever a file is called, its entry is valid UTF-8, relative, and unpacks nowhere but below its own directory, on
-Windows too. What can't stay as it is becomes `%XX`, byte by byte; a `%` that could be taken for such a code becomes one
-itself. So two names never become one, and the old name can be had back.
+The name of an entry is always valid UTF-8 and relative, and unpacks only below the target directory, on Windows too.
+Unsafe characters become `%XX`, byte by byte. A `%` before two hexadecimal digits becomes `%25`. So two files never
+share a name, and the original name can be restored.
 """
 
 import os
 import re
 
-# An entry's name has a length of 16 bits in the zip format.
+# In bytes. The zip format stores the length of a name in 16 bits.
 LONGEST = 65_535
 
 _CODE = re.compile(r"%(?=[0-9A-Fa-f]{2})")
-# Control characters, backslashes, bytes that are no UTF-8; blanks and dots at the end, and the colon of a drive.
+# Control characters, backslashes, bytes that are not UTF-8, spaces and dots at the end, and the colon of a drive.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\\udc80-\udcff]|[ .]+\Z|(?<=^[A-Za-z]):")
 
 
 def entry_name(path: str) -> str:
-    """The entry's name for a path below a cell's directory, whose parts are separated by `/`.
+    """Return the name of the entry for a path below a cell's directory.
 
-    Bytes that are no UTF-8 are expected as `os.fsdecode` gives them.
+    Args:
+        path: separated by `/`, as `os.fsdecode` returns it: bytes that are not UTF-8 are surrogates.
     """
     return "/".join(_UNSAFE.sub(_codes, _CODE.sub("%25", part)) for part in path.split("/"))
 
 
 def is_safe(name: str) -> bool:
-    """Whether an entry of that name unpacks below its directory, and nowhere else, wherever it is unpacked."""
+    """Return whether an entry of that name unpacks only below the target directory, on every system."""
     return all(part and not _UNSAFE.search(part) for part in name.removesuffix("/").split("/"))
 
 
 def shown(path: str) -> str:
-    """A path as JSON can hold it: bytes that are no UTF-8 become `\\xXX`."""
+    """Return a path as JSON can hold it: bytes that are not UTF-8 become `\\xXX`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -1,7 +1,7 @@
-"""Parts: snapshots that are being written, under names that are fences.
+"""Parts: unfinished snapshots, whose file names fence off old exporters.
 
-A part is `{Name}.{export id}.{epoch}.part`, and locked by who writes it. Publishing links it to its final name, which
-can't be done once its own name was taken away, and never replaces a file.
+A part is the file `{Name}.{export id}.{epoch}.part`, locked by the exporter that writes it. Publishing links the part
+to its final name. The link never replaces a file, and fails once the part was removed.
 """
 
 import fcntl
@@ -14,15 +14,15 @@ _PART = re.compile(r"(?P<name>[A-Za-z0-9_-]+)\.[0-9a-f]+\.(?P<epoch>[0-9]+)\.par
 
 
 class NameTakenError(Exception):
-    """Raised when there is a snapshot of that name already."""
+    """Raised when a snapshot of that name exists already."""
 
 
 class FencedError(Exception):
-    """Raised when a part was taken away: whoever did it has given up on its exporter."""
+    """Raised when the server or a newer exporter has removed the part, so that this exporter can't publish it."""
 
 
 class Part:
-    """A snapshot that is being written to `file`."""
+    """An unfinished snapshot, written to `file`."""
 
     def __init__(self, path: Path, target: Path, file: BinaryIO) -> None:
         self._path = path
@@ -34,16 +34,17 @@ class Part:
         return self._path.parent
 
     def sync(self) -> None:
-        """Make what was written survive a power cut."""
+        """Flush the content to the disk, so that it survives a power cut."""
         self.file.flush()
         os.fsync(self.file.fileno())
 
     def publish(self) -> None:
-        """Give the part its final name. Call `sync` before.
+        """Link the part to its final name. Call `sync` first.
 
         Raises:
-            NameTakenError: if there is a file of that name. It is left as it is.
-            FencedError: if the part was taken away.
+            NameTakenError: if a file of that name exists. It is not changed.
+            FencedError: if the part was removed.
+            OSError: if the link can't be made, or not be made durable.
         """
         try:
             os.link(self._path, self._target, follow_symlinks=False)
@@ -54,18 +55,18 @@ class Part:
         try:
             _sync_directory(self.directory)
         except OSError:
-            # It might not be there after a power cut, and so it must not be called published.
+            # The link might not survive a power cut, so the snapshot must not count as published.
             self._target.unlink()
             raise
 
 
 def part_name(name: str, export_id: str, epoch: int) -> str:
-    """What the part of a snapshot is called: whose it is, and of which lease."""
+    """Return the file name of a part. It identifies the export and the lease (by its epoch)."""
     return f"{name}.{export_id}.{epoch}.part"
 
 
 def locked(path: Path) -> int:
-    """A new file, locked: one that a sweep took away before it was locked is made again."""
+    """Create and lock a file, and return its descriptor. If a sweep removes it before the lock, create it again."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -75,21 +76,22 @@ def locked(path: Path) -> int:
 
 
 def parts_in(directory: Path) -> list[Path]:
-    """The parts in a cell's directory of snapshots. Raises OSError if it can't be read."""
+    """Return the parts in a cell's snapshot directory. Raise OSError if it can't be read."""
     return [path for path in directory.iterdir() if path.name.endswith(".part")]
 
 
 def epoch_of(part: Path) -> int:
-    """The epoch in a part's name; 0 if that is none of ours."""
+    """Return the epoch in the name of a part, or 0 if the name has another form."""
     match = _PART.fullmatch(part.name)
     return int(match["epoch"]) if match else 0
 
 
 def fence(directory: Path, epoch: int) -> None:
-    """Take the parts of older exporters away, and of newer ones those that are dead.
+    """Remove the parts of older epochs, and of the others those without a living exporter.
 
     Raises:
-        FencedError: if a newer one lives: then the epoch is one from before the server's store went back in time.
+        FencedError: if the exporter of a newer part is alive. That part's epoch dates from before the server's store
+            went back in time.
     """
     for path in parts_in(directory):
         if not _PART.fullmatch(path.name):
@@ -101,7 +103,7 @@ def fence(directory: Path, epoch: int) -> None:
 
 
 def sweep(path: Path) -> bool:
-    """Remove a part, unless somebody holds its lock or it is no file."""
+    """Remove a part and return True, unless its lock is held or it can't be opened as a file."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,4 @@
-"""Takes exports from the server, one after the other, and sees each through to its end."""
+"""Claims exports from the server, one after the other, writes their snapshots, and reports how each export ended."""
 
 import logging
 import threading
@@ -36,9 +36,10 @@ from server.exporter.walk import SourceChangedError, SourceError
 _WAIT_SECONDS = 20
 _CALL_SECONDS = 3.0
 _RETRY_SECONDS = 0.5
+# A server that is just starting fails claims for about this long, which is not worth a log line.
 _PATIENCE_SECONDS = 3.0
-# How long an exporter that was told to end tries to say so.
-_FAREWELL_SECONDS = 3.0
+# How long a stopping exporter retries to report how its export ended.
+_FINISH_SECONDS = 3.0
 _GIVE_BACK_SECONDS = 1.0
 _REFUSALS = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 
@@ -46,19 +47,19 @@ _log = logging.getLogger(__name__)
 
 
 class RefusedError(Exception):
-    """Raised when the server doesn't take our token. Its text says so."""
+    """Raised when the server refuses the exporter's token. The text says what to do."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the server refuses the token: set CELLEXPORT_EXPORTER_TOKEN, or CELLEXPORT_MASTER_TOKEN, to one it takes."
+            "the server refuses the token: set CELLEXPORT_EXPORTER_TOKEN, or CELLEXPORT_MASTER_TOKEN, to a valid one."
         )
 
 
 class Runner:
-    """Works until told to stop.
+    """A loop that claims and runs exports until it is stopped.
 
     Args:
-        token: what to present; asked before each call.
+        token: the source of the token; read before each call.
         cells: the directory `cells` of the unit.
     """
 
@@ -71,37 +72,36 @@ class Runner:
         self._snapshots = snapshots
         self._bar = bar
         self._stopping = threading.Event()
-        # Never set: what is waited on between tries that go on even when we are stopping.
+        # Never set: `_finish` waits on it between its retries, which go on while the exporter stops.
         self._pause = threading.Event()
         self._cancel: Callable[[], object] = bool
-        self._away_since: float | None = None
-        self._said_away = False
-        # Whether the server has taken our token, ever.
-        self._was_taken = False
+        self._failing_since: float | None = None
+        self._logged_failure = False
+        self._was_accepted = False
 
     def stop(self) -> None:
-        """End soon, from any thread: an export that is being written is interrupted."""
+        """Stop soon, and interrupt the export in progress. May be called from any thread."""
         self._stopping.set()
         self._cancel()
 
     def run(self) -> None:
-        """Do exports until told to stop.
+        """Run exports until `stop` is called.
 
         Raises:
-            RefusedError: if the server doesn't take the token.
+            RefusedError: if the server refuses the token.
         """
         while not self._stopping.is_set():
             claimed = self._claim()
             if claimed is not None:
                 with logs.marked(request_key=claimed.request_key):
-                    self._do(claimed)
+                    self._run_export(claimed)
 
     def _claim(self) -> ClaimedExport | None:
-        """Wait for work. None if there was none, or we were told to stop."""
+        """Wait for an export to claim. Return None if none came in time, or if the exporter is stopping."""
         request_id = uuid.uuid4().hex
         while True:
-            # A server that was away is asked for an answer at once, to know that it is back.
-            wait = 0 if self._away_since else _WAIT_SECONDS
+            # After a failure ask for an immediate answer, to learn soon that the server is available again.
+            wait = 0 if self._failing_since else _WAIT_SECONDS
             request = ClaimExportRequest(request_id=request_id, wait=Duration(seconds=wait))
             call = self._stub.ClaimExport.future(request, metadata=self._metadata(), timeout=_WAIT_SECONDS + 5)
             self._cancel = call.cancel
@@ -113,20 +113,24 @@ class Runner:
                 self._give_back(request_id)
                 return None
             except grpc.RpcError as error:
-                self._say_away(error)
+                self._log_failure(error)
                 self._stopping.wait(jittered(_RETRY_SECONDS))
                 continue
-            self._say_back()
+            self._log_recovery()
             return response.claimed_export if response.HasField("claimed_export") else None
 
     def _give_back(self, request_id: str) -> None:
-        """A claim may be answered in the moment it is cancelled: nobody is to wait for its lease to run out."""
+        """Return the export of a cancelled claim to the queue.
+
+        The server may have answered the claim just before it was cancelled. Without this call the export would wait
+        until the lease expires.
+        """
         request = ClaimExportRequest(request_id=request_id, give_back=True)
         with suppress(grpc.RpcError):
-            # A connection that broke with the answer may be coming back.
+            # Wait for the connection: it may have broken together with the answer.
             self._stub.ClaimExport(request, metadata=self._metadata(), timeout=_GIVE_BACK_SECONDS, wait_for_ready=True)
 
-    def _do(self, claimed: ClaimedExport) -> None:
+    def _run_export(self, claimed: ClaimedExport) -> None:
         labels = {"cell": claimed.cell, "snapshot": claimed.name, "request_key": claimed.request_key}
         _log.info("export begins", extra=labels)
         tally = Tally()
@@ -141,19 +145,19 @@ class Runner:
             try:
                 why = self._attempt(claimed, tally, heartbeat)
             except (LeaseLostError, FencedError):
-                _log.error("export given up: it is not ours any more", extra=labels)
+                _log.error("export abandoned: it no longer belongs to this exporter", extra=labels)
                 return
             finally:
                 self._bar.end()
         result = ending.result_of(why)
-        told = ending.told(result, why)
+        names = ending.named(result, why)
         if why != Outcome.REASON_UNSPECIFIED:
-            self._note(claimed, **told)
-        _log.info("export ends", extra=labels | told)
+            self._note(claimed, **names)
+        _log.info("export ends", extra=labels | names)
         self._finish(claimed, result, why)
 
     def _attempt(self, claimed: ClaimedExport, tally: Tally, heartbeat: Heartbeat) -> Outcome.Reason.ValueType:
-        """Do an export, and return why there is no snapshot: REASON_UNSPECIFIED if there is one."""
+        """Export the cell. Return the reason if there is no snapshot, or REASON_UNSPECIFIED if there is one."""
         try:
             self._export(claimed, tally, heartbeat)
         except StoppedError:
@@ -195,7 +199,7 @@ class Runner:
             snapshot.count(subject, tally, stop)
             snapshot.write(subject, part.file, part.directory, tally, stop)
             part.sync()
-            # Only who has just been heard may publish: anyone else may have been given up on.
+            # Publish only after a fresh report: otherwise the server may have ended the export already.
             heartbeat.confirm(stop)
             part.publish()
 
@@ -203,46 +207,49 @@ class Runner:
         try:
             self._snapshots.note(claimed.cell, claimed.name, result, reason)
         except OSError as error:
-            _log.warning("the note of the failure can't be written", extra={"error": str(error)})
+            _log.warning("error note not written", extra={"error": str(error)})
 
     def _finish(self, claimed: ClaimedExport, result: Outcome.Result.ValueType, why: Outcome.Reason.ValueType) -> None:
-        """Say how it ended, until the server has heard it."""
+        """Report the result, and retry until the server answers or, while stopping, until the time is over."""
         request = FinishExportRequest(cell=claimed.cell, lease=claimed.lease, result=result, reason=why)
-        last_try = time.monotonic() + _FAREWELL_SECONDS
+        give_up_at = time.monotonic() + _FINISH_SECONDS
         while True:
             try:
                 self._stub.FinishExport(request, metadata=self._metadata(), timeout=_CALL_SECONDS)
                 return
             except grpc.RpcError as error:
                 if not is_transient(error, self._token):
-                    _log.error("the end of the export was refused", extra={"reason": reason(error)})
+                    _log.error("server refused the result of the export", extra={"reason": reason(error)})
                     return
-                if self._stopping.is_set() and time.monotonic() > last_try:
+                if self._stopping.is_set() and time.monotonic() > give_up_at:
                     return
                 self._pause.wait(jittered(_RETRY_SECONDS))
 
     def _metadata(self) -> client.Metadata:
         return client.bearer(self._token.latest().reveal())
 
-    def _say_away(self, error: grpc.RpcError) -> None:
-        """Log, once, that the server gives no work: not at once, as it may be just starting."""
+    def _log_failure(self, error: grpc.RpcError) -> None:
+        """Log once that claims fail, after some patience. Raise `RefusedError` if no retry can help."""
         if error.code() in _REFUSALS and not self._may_be_renewed(error):
             raise RefusedError
         now = time.monotonic()
-        self._away_since = self._away_since or now
-        if not self._said_away and now - self._away_since > _PATIENCE_SECONDS:
-            _log.warning("the server gives no work: trying again", extra={"reason": reason(error)})
-            self._said_away = True
+        self._failing_since = self._failing_since or now
+        if not self._logged_failure and now - self._failing_since > _PATIENCE_SECONDS:
+            _log.warning("claims fail; retrying", extra={"reason": reason(error)})
+            self._logged_failure = True
 
     def _may_be_renewed(self, error: grpc.RpcError) -> bool:
-        """Whether another token may follow in the file. One that never was any good is a mistake, and no wait helps."""
-        was_good = self._was_taken or reason(error) == "TOKEN_EXPIRED"
-        return was_good and is_transient(error, self._token)
+        """Return whether a new token may replace the refused one in its file.
 
-    def _say_back(self) -> None:
-        if self._said_away:
-            _log.info("the server answers again")
-        self._away_since, self._said_away, self._was_taken = None, False, True
+        A token that was never valid is a configuration error, which no retry can mend.
+        """
+        was_valid = self._was_accepted or reason(error) == "TOKEN_EXPIRED"
+        return was_valid and is_transient(error, self._token)
+
+    def _log_recovery(self) -> None:
+        if self._logged_failure:
+            _log.info("claims succeed again")
+        self._failing_since, self._logged_failure, self._was_accepted = None, False, True
 
 
 def _failed(why: Outcome.Reason.ValueType, claimed: ClaimedExport, error: Exception) -> Outcome.Reason.ValueType:

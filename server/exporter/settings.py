@@ -24,7 +24,7 @@ class Settings:
         )
         if token is None:
             raise SettingError(
-                "CELLEXPORT_EXPORTER_TOKEN: is not set, nor is CELLEXPORT_MASTER_TOKEN: the exporter needs one."
+                "CELLEXPORT_EXPORTER_TOKEN: is not set, nor is CELLEXPORT_MASTER_TOKEN. Set one of them."
             )
         return cls(
             unit_dir=environment.directory("CELLEXPORT_UNIT_DIR", "var/unit"),

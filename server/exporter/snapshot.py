@@ -1,7 +1,7 @@
-"""Writes a cell's snapshot: one zip, streamed, in the layout that Personium reads, with a list of its entries.
+"""Writes the snapshot of a cell: a streamed zip in the layout that Personium reads, with a list of its entries.
 
-00_manifest.json      what this is, and the hash of the list
-00_entries.ndjson     one line an entry: name, size, sha256, mtime; or name, and why it was skipped
+00_manifest.json      the version, the cell, the export, and the hash of the list
+00_entries.ndjson     one line for each entry: name, size, sha256, mtime; or name, and why the entry was skipped
 10_odata/             the cell's data
 20_webdav/            the cell's files
 """
@@ -40,17 +40,17 @@ _ODATA = (
     "70_userdata",
     "80_link",
 )
-# The entries that every snapshot has, besides the manifest and the list.
+# The entries of every snapshot, apart from the manifest and the list.
 ALWAYS = ("10_odata/00_cell.json", *(f"10_odata/{stem}.pjson" for stem in _ODATA))
 
 
 class StoppedError(Exception):
-    """Raised when the writing was told to stop."""
+    """Raised by `stop` to end the writing of a snapshot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What to write a snapshot of, and what its manifest says."""
+    """The cell of a snapshot, and the values for its manifest."""
 
     cell: str
     owner: str
@@ -61,14 +61,14 @@ class Subject:
 
 
 def count(subject: Subject, tally: Tally, stop: Stop) -> None:
-    """Count what there is to write into the tally's totals, which grow meanwhile.
+    """Count the entries and bytes of the cell into the totals of the tally, which grow meanwhile.
 
     Args:
         stop: called often; raises `StoppedError` to end the work.
 
     Raises:
         SourceError: if a part of the cell can't be read.
-        StoppedError: if `stop` did.
+        StoppedError: raised by `stop`.
     """
     tally.entries_total = len(_ODATA) + 1
     with _opened(subject.directory, "webdav") as root:
@@ -79,15 +79,16 @@ def count(subject: Subject, tally: Tally, stop: Stop) -> None:
 
 
 def write(subject: Subject, file: BinaryIO, spool: Path, tally: Tally, stop: Stop) -> None:
-    """Write the snapshot to a file, and count what is done into the tally.
+    """Write the snapshot to a file, and count the written entries and bytes into the tally.
 
     Args:
-        spool: a directory with room for the list of entries while it grows.
+        spool: a directory with room for a temporary file that holds the list of entries.
         stop: called often; raises `StoppedError` to end the work.
 
     Raises:
-        SourceError, SourceChangedError: if a part of the cell can't be read.
-        StoppedError: if `stop` did.
+        SourceError: if a part of the cell can't be read.
+        SourceChangedError: if a file became shorter while it was read.
+        StoppedError: raised by `stop`.
         OSError: if the file can't be written.
     """
     head = {
@@ -119,7 +120,7 @@ def _write_odata(subject: Subject, archive: Archive) -> None:
                 archive.skip(name, "10_odata/" + found.path, Skipped.UNKNOWN)
                 continue
             missing.remove(found.path)
-            # Data that is there and can't be taken must not look like data that is not there.
+            # An unreadable data file must not look like a missing one, which is exported as empty.
             skipped = found.skipped or archive.add_file(name, found)
             if skipped is not None:
                 raise SourceError(f"odata/{found.path}: {skipped}")
@@ -145,7 +146,7 @@ def _write_webdav(subject: Subject, archive: Archive) -> None:
 
 @contextmanager
 def _opened(directory: Path, name: str) -> Iterator[int | None]:
-    """A part of a cell's directory, opened without following links; None if the cell doesn't have it."""
+    """Yield the descriptor of a directory of the cell, opened without following links, or None if it is missing."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         cell = os.open(directory, flags)

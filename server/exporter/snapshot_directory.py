@@ -1,11 +1,12 @@
-"""The snapshot directory: `{root}/{cell}/{Name}.zip`, and what stands beside it while it is made or after it failed.
+"""The snapshot directory of a unit, with three kinds of files for each cell in `{root}/{cell}/`.
 
-- `{Name}.{export id}.{epoch}.part` is being written, and locked by who writes it
-- `{Name}.zip` is complete: it appears by a link to the part, which never replaces a file and is all or nothing
-- `{Name}.error` says why there is no zip
+- `{Name}.{export id}.{epoch}.part` is an unfinished snapshot, locked by the exporter that writes it.
+- `{Name}.zip` is a complete snapshot. It appears as a link to the part: all or nothing, and never over a file.
+- `{Name}.error` is an error note: it says why the export left no zip.
 
-The part's name is the fence: whoever gives up on an exporter takes its part away, and the link that would have
-published it fails. So an exporter that was paused and wakes up can't publish what nobody waits for any more.
+The name of the part is the fence. The server, or the next exporter, removes the part of an exporter whose lease has
+expired, and then the link that would publish the part fails. So an exporter that wakes up from a pause can't publish a
+snapshot of an export that has ended.
 """
 
 import errno
@@ -23,7 +24,7 @@ from typing import BinaryIO
 from server.exporter.part import NameTakenError, Part, epoch_of, fence, locked, part_name, parts_in, sweep
 
 MANIFEST = "00_manifest.json"
-# How a file system says that it has no room.
+# The errors of a file system without room.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _MANIFEST_LIMIT = 64 * 1024
@@ -32,24 +33,24 @@ _log = logging.getLogger(__name__)
 
 
 class AreaError(Exception):
-    """Raised when the snapshot directory can't be used. Its text names it and says why."""
+    """Raised when the snapshot directory can't be used. The text names the directory and the reason."""
 
 
 class SnapshotDirectory:
     """The snapshot directory of a unit. Every method may raise OSError.
 
     Args:
-        root: the directory `snapshots` of the unit; made when it is first needed.
+        root: the directory `snapshots` of the unit; created when it is first needed.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def prepare(self) -> None:
-        """Make the directory if it is missing, and see whether snapshots can be written there.
+        """Create the directory if it is missing, and check that files can be written there.
 
         Raises:
-            AreaError: if they can't, for whatever reason but want of space, which may be given again.
+            AreaError: if files can't be written. A lack of space raises nothing, because it may be temporary.
         """
         try:
             _make_directory(self._root)
@@ -60,17 +61,17 @@ class SnapshotDirectory:
                 raise AreaError(f"{self._root} can't be used for snapshots: {error.strerror}.") from error
 
     def exists(self, cell: str, name: str) -> bool:
-        """Whether there is a snapshot of that name."""
+        """Return whether a snapshot of that name exists."""
         return os.path.lexists(self._zip(cell, name))
 
     @contextmanager
     def part(self, cell: str, name: str, export_id: str, epoch: int) -> Iterator[Part]:
-        """A part to write, in a directory where no older exporter of the cell can publish any more.
+        """Yield a new part, after removing the parts of older exporters of the cell, which can't publish from then on.
 
-        On leaving the context the part is gone, whether it was published or not.
+        The part is removed when the context ends, whether it was published or not.
 
         Raises:
-            NameTakenError: if there is a snapshot of that name already.
+            NameTakenError: if a snapshot of that name exists already.
             FencedError: if a newer exporter of the cell is writing.
         """
         directory = self._directory(cell)
@@ -86,39 +87,39 @@ class SnapshotDirectory:
                     yield Part(path, self._zip(cell, name), file)
                 finally:
                     path.unlink(missing_ok=True)
-                    # What the buffer still holds is for a file that is gone.
+                    # Closing flushes the buffer to the removed file, so a failure does no harm.
                     with suppress(OSError):
                         file.close()
         finally:
-            # Also where there was no memory for the buffer.
+            # Needed if `fdopen` failed because there was no memory for the buffer.
             path.unlink(missing_ok=True)
 
     def newest_epoch(self, cell: str) -> int:
-        """The highest epoch of all parts of the cell; 0 if there is none to be seen."""
+        """Return the highest epoch of the cell's parts, or 0 if there is no part or the directory can't be read."""
         try:
             return max((epoch_of(path) for path in parts_in(self._root / cell)), default=0)
         except OSError:
             return 0
 
     def seal(self, cell: str, name: str, export_id: str, epoch: int, reason: str) -> bool:
-        """Take a dead exporter's part away, and tell whether it had published before.
+        """Remove the part of a dead exporter. Return whether the exporter had published its snapshot before.
 
-        If it had not, leave a note of the reason.
+        Without a snapshot, write an error note with the reason.
         """
         try:
             (self._root / cell / part_name(name, export_id, epoch)).unlink(missing_ok=True)
             if self._published_by(cell, name, export_id, epoch):
                 return True
-            # Beside somebody else's snapshot of that name it would be a lie.
+            # An error note beside another export's snapshot of that name would be wrong.
             if not self.exists(cell, name):
                 self.note(cell, name, "INTERRUPTED", reason)
         except OSError as error:
-            # The directory is not ours to see, or none: the next exporter of the cell takes the part away.
-            _log.warning("the snapshot directory can't be used", extra={"cell": cell, "error": str(error)})
+            # The server can't access the directory, or there is none: the next exporter of the cell removes the part.
+            _log.warning("snapshot directory unavailable", extra={"cell": cell, "error": str(error)})
         return False
 
     def note(self, cell: str, name: str, result: str, reason: str) -> None:
-        """Leave `{Name}.error`: an error body that says why there is no snapshot."""
+        """Write `{Name}.error`: an error body with the reason why there is no snapshot."""
         verb = "was interrupted" if result == "INTERRUPTED" else "failed"
         body = {
             "code": "PR500-CX-0001",
@@ -132,7 +133,7 @@ class SnapshotDirectory:
         fresh.replace(path)
 
     def sweep(self) -> int:
-        """Remove the parts that nobody is writing, and return how many."""
+        """Remove the parts that no exporter has locked. Return their number."""
         if not self._root.is_dir():
             return 0
         swept = 0
@@ -142,7 +143,7 @@ class SnapshotDirectory:
         return swept
 
     def _directory(self, cell: str) -> Path:
-        """The directory of a cell's snapshots, made if it is missing."""
+        """Return the directory of a cell's snapshots. Create it if it is missing."""
         _make_directory(self._root)
         _make_directory(self._root / cell)
         return self._root / cell
@@ -164,7 +165,7 @@ class SnapshotDirectory:
 
 
 def _manifest(file: BinaryIO) -> object:
-    """The manifest of a zip, or None if that is no snapshot of ours, whatever else it is."""
+    """Return the manifest of a zip, or None for any other file."""
     try:
         with zipfile.ZipFile(file) as snapshot, snapshot.open(MANIFEST) as member:
             return json.loads(member.read(_MANIFEST_LIMIT))
@@ -173,7 +174,7 @@ def _manifest(file: BinaryIO) -> object:
 
 
 def _make_directory(path: Path) -> None:
-    """Make a directory, unless there is one. A link is none: whoever put it there could have snapshots go anywhere."""
+    """Create a directory if it is missing. Refuse a link, which could redirect the snapshots to any place."""
     try:
         path.mkdir(mode=0o700)
     except FileExistsError as error:

@@ -1,19 +1,18 @@
-"""How far an export is: counted by the thread that writes, read by the one that reports."""
+"""The progress of an export. The writing thread counts it, and the heartbeat's thread reads it."""
 
 from dataclasses import dataclass
 
 from cellexport.v1.exporter_pb2 import Progress
 
-# An entry counts as much work as this many bytes, so that neither a huge file nor a million small ones looks like a
-# stall.
+# The bytes of work that an entry counts for. So neither a huge file nor a million small files looks like a stall.
 _ENTRY_WEIGHT = 4096
-# A report may hold no larger numbers than 2^60; files can claim to be larger together.
+# Numbers in a report are at most 2^60, but files can claim a larger total size.
 _LARGEST = 2**59
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of entries and bytes. The totals grow while everything is counted."""
+    """Counts of entries and bytes. The totals grow while the cell is counted."""
 
     entries_done: int = 0
     entries_total: int = 0
@@ -21,7 +20,7 @@ class Tally:
     bytes_total: int = 0
 
     def progress(self) -> Progress:
-        """What to report. Where more was found than had been counted, the totals grow with it."""
+        """Return the progress to report. The totals grow if more is written than was counted."""
         entries, size = self.entries_done, min(self.bytes_done, _LARGEST)
         entries_total, bytes_total = self.entries_total, min(self.bytes_total, _LARGEST)
         if not entries_total:

@@ -1,9 +1,9 @@
 """Walks a cell's directory without ever leaving it.
 
-Every directory and file is opened below its parent's descriptor, and no link is followed: not even one that takes a
-directory's place during the walk. Only regular files are opened. The order is that of the names, files before the
-directories beside them, so two walks of the same tree give the same list. What is held at a time is one directory's
-names, and the paths of directories still to come.
+Every directory and file is opened relative to its parent's descriptor. No link is followed, not even a link that
+replaces a directory during the walk. Only regular files are opened. Within a directory, files come before directories,
+both in the order of their names, so two walks of the same tree yield the same list. Memory holds the names in one
+directory and the paths of the directories still to read.
 """
 
 import errno
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Not blocking: opening a pipe that took a file's place must not wait for a writer.
+# Non-blocking: opening a pipe that replaced a file must not wait for a writer.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class Skipped(StrEnum):
-    """Why something is not in the snapshot."""
+    """The reasons why a file or directory is not in the snapshot."""
 
     SYMLINK = "symlink"
     SPECIAL = "special file"
@@ -31,9 +31,10 @@ class Skipped(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Something below the root. `path` is relative, separated by `/`, as `os.fsdecode` gives it.
+    """A file or directory below the root. `path` is relative, separated by `/`, as `os.fsdecode` returns it.
 
-    `parent` is the open descriptor of its directory, and good only until the next one is asked for.
+    `parent` is the open descriptor of its directory (of the directory itself, if it is one), and -1 for a vanished or
+    replaced directory or a vanished file. It is valid only until the walk continues.
     """
 
     path: str
@@ -47,15 +48,15 @@ class Found:
 
 
 class SourceError(Exception):
-    """Raised when a part of the cell can't be read. Its text names the part."""
+    """Raised when a part of the cell can't be read. The text names the part."""
 
 
 class SourceChangedError(Exception):
-    """Raised when a file was cut short while it was read: what was read of it never existed."""
+    """Raised when a file became shorter while it was read: the bytes read were never its content."""
 
 
 def walk(root: int) -> Iterator[Found]:
-    """Everything below an open directory.
+    """Yield everything below an open directory.
 
     Raises:
         SourceError: if a directory can't be read.
@@ -75,10 +76,10 @@ def walk(root: int) -> Iterator[Found]:
 
 
 def open_file(found: Found) -> int | Skipped:
-    """Open a file that was found, or say why it is to be skipped.
+    """Open a file and return its descriptor, or return why the file must be skipped.
 
     Raises:
-        SourceError: if it can't be read.
+        SourceError: if the file can't be opened.
     """
     try:
         descriptor = os.open(found.name, _FILE, dir_fd=found.parent)
@@ -96,13 +97,13 @@ def open_file(found: Found) -> int | Skipped:
     return Skipped.SPECIAL
 
 
-# What happens to a directory that was removed, or replaced by a link or a file, since its name was read.
+# The errors for a directory that was removed, or replaced by a link or a file, after its name was read.
 _GONE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR})
 
 
 @contextmanager
 def _opened_below(root: int, path: str) -> Iterator[int]:
-    """A directory opened step by step from the root, so that no step can be a link."""
+    """Yield the descriptor of a directory, opened step by step from the root, so that no step can be a link."""
     descriptor = os.dup(root) if not path else -1
     parent = root
     try:
@@ -118,7 +119,7 @@ def _opened_below(root: int, path: str) -> Iterator[int]:
 
 
 def _list(directory: int, path: str, below: list[str]) -> Iterator[Found]:
-    """What is in one directory, but for the directories in it, whose paths are added to `below`."""
+    """Yield the directory itself (except the root) and its files. Add the paths of its directories to `below`."""
     names: list[str] = []
     with os.scandir(directory) as entries:
         for entry in entries:

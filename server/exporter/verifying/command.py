@@ -1,4 +1,4 @@
-"""`python -m server.exporter verify`: proves snapshots complete, or names what is wrong with them."""
+"""`python -m server.exporter verify`: checks that snapshots are complete, and prints their problems."""
 
 import signal
 import sys
@@ -13,31 +13,30 @@ from server.exporter.tally import Tally
 from server.exporter.verifying.verify import Complete, Problem
 from server.exporter.verifying.verify import verify as findings_in
 
-# Problems that are named, of each file.
-_NAMED = 20
-# A name is cut to this, which is as long as a path can be.
+# At most this many problems of a file are printed; the others are counted.
+_MOST_PRINTED = 20
+# In characters. A longer name is cut; no path is longer.
 _LONGEST_NAME = 4096
-# The bar is for files that take longer than this, and is drawn so often.
+# In seconds: the bar appears after the first time, and is drawn again after each pause.
 _PATIENCE, _PAUSE = 0.5, 0.2
 
 
 @click.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
 def verify(files: tuple[Path, ...]) -> None:
-    """Prove snapshots complete, by nothing but themselves.
+    """Check that each FILE is a complete snapshot. Needs nothing but the file: no settings and no server.
 
-    Every entry must be there, and be what the list says; the list must be what the manifest says; and nothing else may
-    be in the file. Prints one line for a complete snapshot, or a line for each thing that is wrong. It needs no
-    settings and no server, and changes nothing.
+    Every entry must be present and match the list of entries. The list must match the manifest. The file must contain
+    nothing else. Prints one line for a complete snapshot, or one line for each problem. Changes no file.
 
-    Ends with 0 if all are complete, with 1 if one is not, with 2 if the command line is wrong.
+    Exit status: 0 if all snapshots are complete, 1 if one is not, 2 if the command line is wrong.
     """
     bar = Bar(terminal=logs.is_terminal())
     try:
         complete = [_verify(file, bar) for file in files]
     except KeyboardInterrupt:
         bar.end()
-        # As if nobody had caught it: so a loop in a shell ends too.
+        # End by the signal itself, so that a loop in the shell ends too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
         raise
@@ -45,7 +44,7 @@ def verify(files: tuple[Path, ...]) -> None:
 
 
 def _verify(file: Path, bar: Bar) -> bool:
-    """Print what is found in one file, and return whether it is complete."""
+    """Check one file and print the result. Return whether the snapshot is complete."""
     tally = Tally()
     due = time.monotonic() + _PATIENCE
 
@@ -58,13 +57,13 @@ def _verify(file: Path, bar: Bar) -> bool:
     problems = 0
     for finding in findings_in(file, tally, tick):
         if isinstance(finding, Complete):
-            _say(bar, f"{_shown(str(file))}: {_completeness(finding)}")
+            _print(bar, f"{_shown(str(file))}: {_completeness(finding)}")
             return True
         problems += 1
-        if problems <= _NAMED:
-            _say(bar, f"{_shown(str(file))}: {_described(finding)}")
-    if problems > _NAMED:
-        _say(bar, f"{_shown(str(file))}: and {problems - _NAMED:,} more")
+        if problems <= _MOST_PRINTED:
+            _print(bar, f"{_shown(str(file))}: {_described(finding)}")
+    if problems > _MOST_PRINTED:
+        _print(bar, f"{_shown(str(file))}: and {problems - _MOST_PRINTED:,} more")
     return False
 
 
@@ -80,12 +79,12 @@ def _described(problem: Problem) -> str:
 
 
 def _shown(name: str) -> str:
-    """A name that neither drives a terminal nor looks like a sentence of ours."""
+    """Return a name without control characters for the terminal, and without the `: ` that separates the columns."""
     cut = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "..."
     return logs.visible(cut).replace(": ", "\\x3a ")
 
 
-def _say(bar: Bar, line: str) -> None:
+def _print(bar: Bar, line: str) -> None:
     bar.end()
-    # What the terminal's encoding lacks is shown escaped.
+    # Escape the characters that the terminal's encoding lacks.
     click.echo(line.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))

@@ -1,4 +1,4 @@
-"""The manifest and the list of a snapshot, read from bytes that may be anything."""
+"""The manifest and the list of entries of a snapshot, read from untrusted bytes."""
 
 import json
 import re
@@ -11,7 +11,8 @@ from server.exporter.snapshot import EXPORT_VERSION
 from server.exporter.verifying.file_window import DamagedError
 
 MANIFEST_LIMIT = 64 * 1024
-# A name has at most 64 KB, and twice that as it was; names too long for the zip are listed as skipped.
+# A line holds a name of at most 64 KB, and the original name of up to twice that. Names too long for the zip are listed
+# as skipped.
 LINE_LIMIT = 1024 * 1024
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -21,7 +22,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a snapshot says of itself."""
+    """The manifest of a snapshot. `bytes` is the total size of the entries in the list."""
 
     cell: str
     created: datetime
@@ -32,7 +33,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What the list says of an entry, or of what was skipped."""
+    """A line of the list: an entry, or the name of a skipped file or directory."""
 
     name: str
     size: int = 0
@@ -41,11 +42,11 @@ class Line:
 
 
 def read_manifest(text: bytes) -> Manifest:
-    """Read a manifest. Raises `DamagedError` if anything in it is missing or not what it should be."""
+    """Return the manifest. Raise `DamagedError` if a key is missing or its value is invalid."""
     found = _object(text)
     version = found.get("export_version")
     if not _is_count(version) or version != EXPORT_VERSION:
-        raise DamagedError(f"its export_version is not {EXPORT_VERSION}, the only one known")
+        raise DamagedError(f"its export_version is not {EXPORT_VERSION}, the only known version")
     for key in ("unit_url", "cell", "export_id"):
         _require(found, key, isinstance(found.get(key), str))
     for key in ("epoch", "entry_count", "bytes"):
@@ -55,15 +56,15 @@ def read_manifest(text: bytes) -> Manifest:
     try:
         created = _EPOCH + timedelta(milliseconds=found["create_date"])
     except OverflowError as error:
-        raise DamagedError("its create_date is no date") from error
+        raise DamagedError("its create_date is not a date") from error
     return Manifest(found["cell"], created, found["entry_count"], found["bytes"], found["entries_sha256"])
 
 
 def read_lines(chunks: Iterable[bytes]) -> Iterator[Line]:
-    """Read a list.
+    """Yield the lines of a list.
 
     Raises:
-        DamagedError: if a line can't be understood or is too long.
+        DamagedError: if a line is invalid or longer than `LINE_LIMIT`.
     """
     for number, text in enumerate(_split(chunks), 1):
         try:
@@ -87,7 +88,7 @@ def _line(text: bytes) -> Line:
 
 
 def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines, of which one that is too long is given as far as it was read."""
+    """Yield the lines. A line longer than the limit ends the list, and is yielded as far as it was read."""
     held = b""
     for chunk in chunks:
         *lines, held = (held + chunk).split(b"\n")
@@ -101,17 +102,17 @@ def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def _object(text: bytes) -> dict[str, Any]:
     try:
         found = json.loads(text.decode())
-    # RecursionError: brackets within brackets.
+    # RecursionError: brackets nested too deep.
     except (ValueError, RecursionError) as error:
-        raise DamagedError("it is no JSON") from error
+        raise DamagedError("it is not JSON") from error
     if not isinstance(found, dict):
-        raise DamagedError("it is no JSON object")
+        raise DamagedError("it is not a JSON object")
     return found
 
 
-def _require(found: dict[str, Any], key: str, good: bool) -> None:
-    if not good:
-        raise DamagedError(f"its {key} is " + ("not what it should be" if key in found else "missing"))
+def _require(found: dict[str, Any], key: str, valid: bool) -> None:
+    if not valid:
+        raise DamagedError(f"its {key} is " + ("not valid" if key in found else "missing"))
 
 
 def _is_number(value: object) -> bool:

@@ -1,7 +1,7 @@
-"""Proves a snapshot complete by its own manifest, or says what is wrong with it.
+"""Checks that a snapshot is complete, by its own manifest and list, and finds the problems.
 
-The file may have been damaged in any way, or be made to do harm. It is read in pieces; what grows with it is a digest
-and a number for each entry. Nothing is inflated further than the list says that it goes.
+The file may be damaged in any way, or be made to do harm. It is read in pieces. Memory grows only by a digest and a
+number for each entry. No entry is inflated beyond the size that is stated for it.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from server.exporter.verifying.zip_entry import content
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is wrong. `part` is an entry's name as the file has it, or `zip`, or `file`."""
+    """A problem of a file. `part` is the name of an entry as it is in the file, or `zip`, or `file`."""
 
     part: str
     what: str
@@ -30,18 +30,18 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """That nothing is wrong."""
+    """The result for a snapshot without a problem."""
 
     manifest: Manifest
 
 
 def verify(path: Path, tally: Tally, tick: Callable[[], None]) -> Iterator[Problem | Complete]:
-    """Everything that is wrong with a file; or, at the end and if nothing is, that it is complete.
+    """Yield every problem of a file or, if there is none, one `Complete` at the end.
 
-    Whatever is in the file, nothing is raised but what `tick` raises.
+    No content of the file makes this function raise. Only an exception of `tick` passes through.
 
     Args:
-        tally: counts what was looked at.
+        tally: counts the entries and bytes that were checked.
         tick: called often.
     """
     try:
@@ -57,22 +57,23 @@ def verify(path: Path, tally: Tally, tick: Callable[[], None]) -> Iterator[Probl
 
 
 class _Check:
-    """A look at one file. Methods that give problems may raise DamagedError if no more can be found out."""
+    """A check of one file. Methods that yield problems raise `DamagedError` if the check can't continue."""
 
     def __init__(self, window: Window, data: Window, tally: Tally, tick: Callable[[], None]) -> None:
         self._data = data
         self._directory = Directory(window)
         self._tally = tally
         self._tick = tick
-        # Where each name's record is, by the name's digest: names may be long. Those met in the list are inverted.
+        # The position of each record in the zip's directory, by the digest of its name, because names may be long. The
+        # position is inverted (~) once the name was found in the list.
         self._index: dict[bytes, int] = {}
 
     def run(self) -> Iterator[Problem | Complete]:
-        right = True
+        is_complete = True
         for finding in self._findings():
             if isinstance(finding, Problem):
-                right = False
-            elif not right:
+                is_complete = False
+            elif not is_complete:
                 return
             yield finding
 
@@ -94,21 +95,21 @@ class _Check:
         for record in self._directory.records():
             self._tick()
             if last < 0 < record.offset:
-                raise DamagedError("something was put before it")
+                raise DamagedError("there is data before its first entry")
             if last < record.offset < self._directory.start:
                 last = record.offset
             else:
                 ordered = False
-                yield Problem(record.name, "it doesn't lie between the entry before it and the directory")
+                yield Problem(record.name, "it is not between the previous entry and the directory")
             size += record.size
             if not record.name_is_text:
-                yield Problem(record.name, "its name is not UTF-8, or not marked as that")
+                yield Problem(record.name, "its name is not UTF-8, or not marked as UTF-8")
             elif not names.is_safe(record.name):
-                yield Problem(record.name, "its name could unpack elsewhere, or not at all, on some system")
+                yield Problem(record.name, "its name could unpack elsewhere, or not at all, on some systems")
             if self._index.setdefault(_key(record.raw_name), record.position) != record.position:
                 yield Problem(record.name, "it is in the zip more than once")
         if not ordered:
-            raise DamagedError("no content was looked at, since its entries could lie over each other")
+            raise DamagedError("its content was not checked, because entries could overlap")
         self._tally.entries_total, self._tally.bytes_total = self._directory.count, size
 
     def _read_manifest(self) -> Manifest:
@@ -119,7 +120,7 @@ class _Check:
 
     def _read_list(self, manifest: Manifest) -> Iterator[Problem]:
         entries = self._take(ENTRIES)
-        # It is read twice: what it says means nothing before its hash was found right.
+        # Read the list twice: its lines mean nothing before its hash is verified.
         self._compare(entries, entries.size, manifest.entries_sha256, "the manifest")
         count, size, always = 0, 0, set(ALWAYS)
         for line in read_lines(self._content(entries)):
@@ -133,12 +134,12 @@ class _Check:
             except DamagedError as error:
                 yield Problem(line.name, str(error))
             self._tally.entries_done += 1
-        for said, listed, what in ((manifest.entry_count, count, "entries"), (manifest.bytes, size, "bytes")):
-            if said != listed:
-                yield Problem(MANIFEST, f"it says {said:,} {what}, and the list {listed:,}")
+        for stated, listed, unit in ((manifest.entry_count, count, "entries"), (manifest.bytes, size, "bytes")):
+            if stated != listed:
+                yield Problem(MANIFEST, f"it says {stated:,} {unit}, but the list has {listed:,}")
         for name in sorted(always):
             if _key(name.encode()) not in self._index:
-                yield Problem(name, "it is missing, and every snapshot has it")
+                yield Problem(name, "it is missing, but every snapshot has it")
 
     def _unlisted(self) -> Iterator[Problem]:
         for position in self._index.values():
@@ -146,8 +147,8 @@ class _Check:
                 yield Problem(self._directory.record(position).name, "it is not in the list")
 
     def _take(self, name: str) -> Record:
-        """The record of a name that was not asked for before."""
-        # A name in JSON may have half a character in it, which no name in a zip has.
+        """Return the record of a name, and mark the name as used: each name may be taken once."""
+        # A name in JSON may contain a lone surrogate. No name in a zip does, so it is found missing.
         key = _key(name.encode("utf-8", "surrogatepass"))
         position = self._index.get(key)
         if position is None:
@@ -157,15 +158,15 @@ class _Check:
         self._index[key] = ~position
         return self._directory.record(position)
 
-    def _compare(self, record: Record, size: int, sha256: str, whose: str) -> None:
-        """Raise DamagedError unless an entry's content is what is said of it."""
+    def _compare(self, record: Record, size: int, sha256: str, source: str) -> None:
+        """Raise `DamagedError` unless an entry has the size and hash that `source` states."""
         if record.size != size:
-            raise DamagedError(f"it has {record.size:,} bytes, and {size:,} by {whose}")
+            raise DamagedError(f"it has {record.size:,} bytes, but {source} says {size:,}")
         digest = hashlib.sha256()
         for chunk in self._content(record):
             digest.update(chunk)
         if digest.hexdigest() != sha256:
-            raise DamagedError(f"its content is another than {whose} says (SHA-256)")
+            raise DamagedError(f"its content differs from what {source} says (SHA-256)")
 
     def _content(self, record: Record) -> Iterator[bytes]:
         for chunk in content(self._data, record, self._directory.end_of(record)):
