@@ -9,7 +9,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
 # How many tests run at a time. Most tests wait, so there may be more than processors. No bound depends on their number.
-JOBS ?= 4
+JOBS ?= 6
 PROTOS := $(wildcard proto/cellexport/v1/*.proto proto/cellexport/store/v1/*.proto)
 # The contract that must not be broken without a decision (docs/decisions.md).
 BASELINE := proto/baseline.binpb

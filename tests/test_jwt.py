@@ -273,14 +273,19 @@ def test_any_claims_and_header_get_a_verdict(
     assert code(build(issuer), token) in ("200", EXPIRED, INVALID, SCOPE)
 
 
-def test_refusals_take_no_time(issuer: Issuer) -> None:
-    judge = build(issuer)
+def cost(judge: Judge, token: str) -> float:
+    """Return the processor time that a token's refusal takes, in seconds."""
+    started = time.thread_time()
+    code(judge, token)
+    return time.thread_time() - started
+
+
+def test_a_refusal_takes_at_most_50_ms_of_processor_time(issuer: Issuer) -> None:
     for make, expected in TABLE.values():
         token = make(issuer)
         if expected != "200":
-            started = time.process_time()
-            code(judge, token)
-            assert time.process_time() - started < 0.05
+            # The least of three: the interpreter may collect garbage during one of them. No judge has seen the token.
+            assert min(cost(build(issuer), token) for _ in range(3)) < 0.05
 
 
 def accepted(unit: Unit, token: str) -> bool:

@@ -434,7 +434,7 @@ def test_no_file_is_a_mistake() -> None:
         done = run(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert "Usage: cellexport-exporter verify [OPTIONS] FILE..." in done.stderr
-    assert "Ends with 0 if all are complete" in run("--help").stdout
+    assert "Exit status: 0 if all snapshots are complete" in run("--help").stdout
 
 
 def test_names_are_shown_in_any_encoding(snapshot: bytes, file: Path) -> None:
@@ -548,7 +548,7 @@ def test_there_may_be_more_entries_than_the_usual_end_of_a_zip_can_count(snapsho
 @pytest.fixture
 def long_check(snapshot: bytes, file: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Start a check that takes long, and yield its process and the terminal of its standard error."""
-    file.write_bytes(with_deflated(snapshot, "20_webdav/zeros", deflated_zeros(255), size=255 * BLOCK))
+    file.write_bytes(with_deflated(snapshot, "20_webdav/zeros", deflated_zeros(1000), size=1000 * BLOCK))
     terminal, given = pty.openpty()
     command = [sys.executable, "-m", "server.exporter", "verify", str(file)]
 
