@@ -548,9 +548,9 @@ def test_there_may_be_more_entries_than_the_usual_end_of_a_zip_can_count(snapsho
 @pytest.fixture
 def long_check(snapshot: bytes, file: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Start a check that takes long, and yield its process and the terminal of its standard error."""
-    file.write_bytes(with_deflated(snapshot, "20_webdav/zeros", deflated_zeros(1000), size=1000 * BLOCK))
+    file.write_bytes(with_deflated(snapshot, "20_webdav/zeros", deflated_zeros(255), size=255 * BLOCK))
     terminal, given = pty.openpty()
-    command = [sys.executable, "-m", "server.exporter", "verify", str(file)]
+    command = [sys.executable, "-m", "server.exporter", "verify", *[str(file)] * 20]
 
     def heed_signals() -> None:
         # A shell makes its background jobs ignore SIGINT, and children inherit that.
