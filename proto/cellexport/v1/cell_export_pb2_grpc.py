@@ -26,23 +26,26 @@ if _version_not_supported:
 
 
 class CellExportServiceStub:
-    """CellExportService tells how far the export of a cell is, starts one, and cancels it.
+    """CellExportService returns the status of a cell's export, starts an export, and cancels it.
 
-    Metadata of every call: `authorization` (`Bearer {token}`), `x-personium-requestkey` (at most 128 of
-    `A-Z a-z 0-9 _ -`, optional: the key under which the call is found in the logs, returned in the trailing metadata)
-    and `x-personium-unit-user` (optional: gives up the unit's own rights).
+    Metadata of every call:
+    - `authorization`: `Bearer {token}`. Instead of it, a call may present the cookie that a Personium unit gives to
+    browsers, as `p-cookie` and `p-cookie-peer`.
+    - `x-personium-requestkey` (optional): at most 128 of `A-Z a-z 0-9 _ -`. The logs show the call under this key, and
+    the trailing metadata returns it. The server generates a key for a call without one.
+    - `x-personium-unit-user` (optional): gives up the unit's own rights.
 
-    Every error carries a google.rpc.ErrorInfo of domain `cellexport` whose `reason` is the name of a value of
-    ErrorReason, and whose metadata holds the error's code in Personium's list as `personium_code`.
+    Every error carries a google.rpc.ErrorInfo of the domain `cellexport`. Its `reason` is the name of a value of
+    ErrorReason. Its metadata holds the error's code in Personium's list as `personium_code`.
 
-    Instead of `authorization`, a call may have `p-cookie` and `p-cookie-peer`, as Personium units give them to browsers.
-    A call that takes long ends with TOKEN_EXPIRED when its token does.
+    A watch ends with TOKEN_EXPIRED when the caller's token expires.
 
-    Any method can end in: INVALID_ARGUMENT (REQUEST_KEY_INVALID), UNAUTHENTICATED (CREDENTIALS_MISSING,
+    Any method can end with: INVALID_ARGUMENT (REQUEST_KEY_INVALID), UNAUTHENTICATED (CREDENTIALS_MISSING,
     SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, TOKEN_EXPIRED, REFRESH_TOKEN, SIGNATURE_INVALID, COOKIE_REJECTED),
     PERMISSION_DENIED (PRIVILEGE_LACKING, SCOPE_INSUFFICIENT), NOT_FOUND (CELL_NOT_FOUND), UNAVAILABLE
-    (STORE_UNAVAILABLE), DEADLINE_EXCEEDED (DEADLINE_PASSED), DATA_LOSS (DATA_DAMAGED) and INTERNAL (UNEXPECTED; a
-    message that can't be decoded has no ErrorInfo).
+    (STORE_UNAVAILABLE), DEADLINE_EXCEEDED (DEADLINE_PASSED), DATA_LOSS (DATA_DAMAGED) and INTERNAL (UNEXPECTED, or no
+    ErrorInfo if the request can't be decoded). A method that writes can also end with RESOURCE_EXHAUSTED (NO_SPACE).
+    The methods below call these errors the common errors, and list only further ones.
     """
 
     def __init__(self, channel):
@@ -79,76 +82,81 @@ class CellExportServiceStub:
 
 
 class CellExportServiceServicer:
-    """CellExportService tells how far the export of a cell is, starts one, and cancels it.
+    """CellExportService returns the status of a cell's export, starts an export, and cancels it.
 
-    Metadata of every call: `authorization` (`Bearer {token}`), `x-personium-requestkey` (at most 128 of
-    `A-Z a-z 0-9 _ -`, optional: the key under which the call is found in the logs, returned in the trailing metadata)
-    and `x-personium-unit-user` (optional: gives up the unit's own rights).
+    Metadata of every call:
+    - `authorization`: `Bearer {token}`. Instead of it, a call may present the cookie that a Personium unit gives to
+    browsers, as `p-cookie` and `p-cookie-peer`.
+    - `x-personium-requestkey` (optional): at most 128 of `A-Z a-z 0-9 _ -`. The logs show the call under this key, and
+    the trailing metadata returns it. The server generates a key for a call without one.
+    - `x-personium-unit-user` (optional): gives up the unit's own rights.
 
-    Every error carries a google.rpc.ErrorInfo of domain `cellexport` whose `reason` is the name of a value of
-    ErrorReason, and whose metadata holds the error's code in Personium's list as `personium_code`.
+    Every error carries a google.rpc.ErrorInfo of the domain `cellexport`. Its `reason` is the name of a value of
+    ErrorReason. Its metadata holds the error's code in Personium's list as `personium_code`.
 
-    Instead of `authorization`, a call may have `p-cookie` and `p-cookie-peer`, as Personium units give them to browsers.
-    A call that takes long ends with TOKEN_EXPIRED when its token does.
+    A watch ends with TOKEN_EXPIRED when the caller's token expires.
 
-    Any method can end in: INVALID_ARGUMENT (REQUEST_KEY_INVALID), UNAUTHENTICATED (CREDENTIALS_MISSING,
+    Any method can end with: INVALID_ARGUMENT (REQUEST_KEY_INVALID), UNAUTHENTICATED (CREDENTIALS_MISSING,
     SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, TOKEN_EXPIRED, REFRESH_TOKEN, SIGNATURE_INVALID, COOKIE_REJECTED),
     PERMISSION_DENIED (PRIVILEGE_LACKING, SCOPE_INSUFFICIENT), NOT_FOUND (CELL_NOT_FOUND), UNAVAILABLE
-    (STORE_UNAVAILABLE), DEADLINE_EXCEEDED (DEADLINE_PASSED), DATA_LOSS (DATA_DAMAGED) and INTERNAL (UNEXPECTED; a
-    message that can't be decoded has no ErrorInfo).
+    (STORE_UNAVAILABLE), DEADLINE_EXCEEDED (DEADLINE_PASSED), DATA_LOSS (DATA_DAMAGED) and INTERNAL (UNEXPECTED, or no
+    ErrorInfo if the request can't be decoded). A method that writes can also end with RESOURCE_EXHAUSTED (NO_SPACE).
+    The methods below call these errors the common errors, and list only further ones.
     """
 
     def GetCellExport(self, request, context):
         """GetCellExport returns the status of a cell's export. It has no side effects and may be retried.
-        Statuses and reasons: those of any method.
+        Errors: the common errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetCellExports(self, request, context):
-        """BatchGetCellExports returns the status of many cells' exports, each with an outcome of its own: one cell that is
-        unknown, or that the caller may not see, spoils nothing for the others. It has no side effects and may be retried.
-        Statuses and reasons: those of any method, but for those that are about a cell, which its entry holds;
-        INVALID_ARGUMENT (BATCH_TOO_LARGE).
+        """BatchGetCellExports returns the status of many cells' exports. Each cell has an entry of its own: a cell that is
+        unknown, or that the caller may not see, does not affect the others. It has no side effects and may be retried.
+        Errors: INVALID_ARGUMENT (BATCH_TOO_LARGE), and the common errors. An error about one cell, an invalid token
+        included, is in the entry of that cell, and the call itself succeeds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchCellExport(self, request, context):
-        """WatchCellExport sends the status of a cell's export: the current one at once, then each change of it, as long as the
-        call is open. Only the newest is ever sent: who reads slowly skips what has been overtaken. While nothing
-        changes, messages without a status come from time to time: they say that the status last sent still holds.
+        """WatchCellExport sends the current status of a cell's export at once, then each change, as long as the call is open.
+        It sends only the newest status: a slow subscriber skips older ones. While nothing changes, it sends a message
+        without a status from time to time (a keep-alive): the status sent last is still true.
 
-        A watch may end at any time: with UNAVAILABLE when the server is restarted, the store is away, or a connection has
-        become old. Open it again, with the last message's revision as after_revision: nothing is lost, nothing sent again.
-        It ends with what the caller's credentials have become when they are no good any more, and with CELL_NOT_FOUND when
-        the cell is gone. Without until_ready it never ends with OK.
-        Statuses and reasons: those of any method; OUT_OF_RANGE (REVISION_UNKNOWN), RESOURCE_EXHAUSTED (TOO_MANY_WATCHES),
-        UNAVAILABLE (SERVER_SHUTDOWN).
+        A watch may end at any time with UNAVAILABLE: the server restarts, the store is unavailable, or the connection has
+        reached its maximum age. Open the watch again, with the revision of the last message as after_revision. Then no
+        status is lost, and none is sent twice.
+        If the caller's credentials become invalid or lose the privilege, the watch ends with the error that a new call
+        would get. If the cell is removed, it ends with CELL_NOT_FOUND. Without until_ready a watch never ends with OK.
+        Errors: OUT_OF_RANGE (REVISION_UNKNOWN), RESOURCE_EXHAUSTED (TOO_MANY_WATCHES), UNAVAILABLE (SERVER_SHUTDOWN), and
+        the common errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartCellExport(self, request, context):
-        """StartCellExport starts an export of a cell. From the moment it answers, the cell's state is STATE_EXPORTING.
-        Of many simultaneous calls for one cell exactly one succeeds.
-        Statuses and reasons: those of any method; INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
-        (ALREADY_EXPORTING), ALREADY_EXISTS (SNAPSHOT_EXISTS, with the name in the ErrorInfo's metadata as `name`),
-        RESOURCE_EXHAUSTED (NO_SPACE, QUEUE_FULL).
+        """StartCellExport starts an export of a cell. Once it has returned, the cell's state is STATE_EXPORTING until the
+        export ends. If many calls for one cell arrive at the same time, exactly one of them succeeds.
+        Do not retry it blindly: if the response was lost, the export may have started. Read the status first.
+        Errors: INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (ALREADY_EXPORTING), ALREADY_EXISTS (SNAPSHOT_EXISTS,
+        with the name in the ErrorInfo's metadata as `name`), RESOURCE_EXHAUSTED (NO_SPACE, QUEUE_FULL), and the common
+        errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelCellExport(self, request, context):
-        """CancelCellExport ends the export of a cell before its time. A queued one ends at once. One that runs is asked to
-        end, which its exporter learns with its next report; if it does not end within its lease, it is cut off. It may be
-        too late: an export whose snapshot is complete succeeds all the same.
-        It may be repeated: to ask again changes nothing.
-        Statuses and reasons: those of any method; FAILED_PRECONDITION (NOT_EXPORTING).
+        """CancelCellExport ends the export of a cell early. A queued export ends at once. A running export ends soon: the
+        response to its exporter's next report asks the exporter to stop. If the export has not ended within one lease, the
+        server interrupts it. The cancellation may come too late: an export whose snapshot is complete still succeeds.
+        The call may be repeated while the export runs: a repetition changes nothing.
+        Errors: FAILED_PRECONDITION (NOT_EXPORTING), and the common errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,23 +199,26 @@ def add_CellExportServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CellExportService:
-    """CellExportService tells how far the export of a cell is, starts one, and cancels it.
+    """CellExportService returns the status of a cell's export, starts an export, and cancels it.
 
-    Metadata of every call: `authorization` (`Bearer {token}`), `x-personium-requestkey` (at most 128 of
-    `A-Z a-z 0-9 _ -`, optional: the key under which the call is found in the logs, returned in the trailing metadata)
-    and `x-personium-unit-user` (optional: gives up the unit's own rights).
+    Metadata of every call:
+    - `authorization`: `Bearer {token}`. Instead of it, a call may present the cookie that a Personium unit gives to
+    browsers, as `p-cookie` and `p-cookie-peer`.
+    - `x-personium-requestkey` (optional): at most 128 of `A-Z a-z 0-9 _ -`. The logs show the call under this key, and
+    the trailing metadata returns it. The server generates a key for a call without one.
+    - `x-personium-unit-user` (optional): gives up the unit's own rights.
 
-    Every error carries a google.rpc.ErrorInfo of domain `cellexport` whose `reason` is the name of a value of
-    ErrorReason, and whose metadata holds the error's code in Personium's list as `personium_code`.
+    Every error carries a google.rpc.ErrorInfo of the domain `cellexport`. Its `reason` is the name of a value of
+    ErrorReason. Its metadata holds the error's code in Personium's list as `personium_code`.
 
-    Instead of `authorization`, a call may have `p-cookie` and `p-cookie-peer`, as Personium units give them to browsers.
-    A call that takes long ends with TOKEN_EXPIRED when its token does.
+    A watch ends with TOKEN_EXPIRED when the caller's token expires.
 
-    Any method can end in: INVALID_ARGUMENT (REQUEST_KEY_INVALID), UNAUTHENTICATED (CREDENTIALS_MISSING,
+    Any method can end with: INVALID_ARGUMENT (REQUEST_KEY_INVALID), UNAUTHENTICATED (CREDENTIALS_MISSING,
     SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, TOKEN_EXPIRED, REFRESH_TOKEN, SIGNATURE_INVALID, COOKIE_REJECTED),
     PERMISSION_DENIED (PRIVILEGE_LACKING, SCOPE_INSUFFICIENT), NOT_FOUND (CELL_NOT_FOUND), UNAVAILABLE
-    (STORE_UNAVAILABLE), DEADLINE_EXCEEDED (DEADLINE_PASSED), DATA_LOSS (DATA_DAMAGED) and INTERNAL (UNEXPECTED; a
-    message that can't be decoded has no ErrorInfo).
+    (STORE_UNAVAILABLE), DEADLINE_EXCEEDED (DEADLINE_PASSED), DATA_LOSS (DATA_DAMAGED) and INTERNAL (UNEXPECTED, or no
+    ErrorInfo if the request can't be decoded). A method that writes can also end with RESOURCE_EXHAUSTED (NO_SPACE).
+    The methods below call these errors the common errors, and list only further ones.
     """
 
     @staticmethod

@@ -26,16 +26,17 @@ if _version_not_supported:
 
 
 class ExporterServiceStub:
-    """ExporterService is for exporters, in whatever language: claim an export, report its progress, finish it.
+    """ExporterService gives exports to exporters, which may be written in any language.
 
-    An exporter holds a lease on what it exports. Each report renews it; when nothing was heard of the exporter for the
-    lease's duration, the export ends as interrupted and every later call with that lease is refused. An exporter that
-    is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server, or is answered that the
-    store is unavailable, should go on working, and publish only after a report has been answered again.
+    An exporter that claims an export holds a lease on it. Each report renews the lease. If the exporter sends no report
+    for the lease's duration, the export ends as interrupted, and the server refuses every later call with that lease.
 
-    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must be
-    the unit master token, or a JWT with the scope `export-report` whose audience is the unit (to report and to finish,
-    the cell will do). A lease is good only with tokens of the caller who took it: the same issuer, subject and client.
+    An exporter that is refused with LEASE_LOST must stop and must not publish. An exporter that cannot reach the server,
+    or gets STORE_UNAVAILABLE, should go on working, and publish only after a further report has succeeded.
+
+    Metadata, ErrorInfo and the common errors are those of CellExportService. The token must be the unit master token, or
+    a JWT with the scope `export-report` whose audience is the unit. For ReportProgress and FinishExport the audience may
+    also be the cell. A lease is valid only with tokens of the issuer, subject and client that claimed the export.
     """
 
     def __init__(self, channel):
@@ -62,42 +63,45 @@ class ExporterServiceStub:
 
 
 class ExporterServiceServicer:
-    """ExporterService is for exporters, in whatever language: claim an export, report its progress, finish it.
+    """ExporterService gives exports to exporters, which may be written in any language.
 
-    An exporter holds a lease on what it exports. Each report renews it; when nothing was heard of the exporter for the
-    lease's duration, the export ends as interrupted and every later call with that lease is refused. An exporter that
-    is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server, or is answered that the
-    store is unavailable, should go on working, and publish only after a report has been answered again.
+    An exporter that claims an export holds a lease on it. Each report renews the lease. If the exporter sends no report
+    for the lease's duration, the export ends as interrupted, and the server refuses every later call with that lease.
 
-    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must be
-    the unit master token, or a JWT with the scope `export-report` whose audience is the unit (to report and to finish,
-    the cell will do). A lease is good only with tokens of the caller who took it: the same issuer, subject and client.
+    An exporter that is refused with LEASE_LOST must stop and must not publish. An exporter that cannot reach the server,
+    or gets STORE_UNAVAILABLE, should go on working, and publish only after a further report has succeeded.
+
+    Metadata, ErrorInfo and the common errors are those of CellExportService. The token must be the unit master token, or
+    a JWT with the scope `export-report` whose audience is the unit. For ReportProgress and FinishExport the audience may
+    also be the cell. A lease is valid only with tokens of the issuer, subject and client that claimed the export.
     """
 
     def ClaimExport(self, request, context):
-        """ClaimExport waits for an accepted export and gives it to the caller, oldest first. A call repeated with the same
-        request_id while that claim is live is given the same export again, under a new lease token.
-        Statuses and reasons: those of any method; INVALID_ARGUMENT (CLAIM_INVALID), UNAVAILABLE (SERVER_SHUTDOWN).
+        """ClaimExport waits for a queued export and gives the oldest one to the caller. A call with the same request_id as an
+        earlier claim, while the lease of that claim is held, returns the same export again, with a new lease token. The
+        old token becomes invalid.
+        Errors: INVALID_ARGUMENT (CLAIM_INVALID), UNAVAILABLE (SERVER_SHUTDOWN), and the common errors. The call ends with
+        TOKEN_EXPIRED if the caller's token expires while it waits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportProgress(self, request, context):
-        """ReportProgress tells how far an export is, and renews its lease. A report that is older than one already
-        received is answered and ignored, so it may be retried.
-        Statuses and reasons: those of any method; INVALID_ARGUMENT (PROGRESS_INVALID), NOT_FOUND (EXPORT_NOT_FOUND),
-        PERMISSION_DENIED (LEASE_NOT_HELD), ABORTED (LEASE_LOST).
+        """ReportProgress records the progress of an export and renews its lease. It may be retried: if the server has already
+        received this report or a later one, the call succeeds and changes nothing.
+        Errors: INVALID_ARGUMENT (PROGRESS_INVALID), NOT_FOUND (EXPORT_NOT_FOUND), PERMISSION_DENIED (LEASE_NOT_HELD),
+        ABORTED (LEASE_LOST), and the common errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FinishExport(self, request, context):
-        """FinishExport ends an export. With RESULT_SUCCEEDED it may be called only when the snapshot is complete under its
-        name. It may be retried: the same call again, after the export has ended so, succeeds.
-        Statuses and reasons: those of any method; INVALID_ARGUMENT (OUTCOME_INVALID), NOT_FOUND (EXPORT_NOT_FOUND),
-        PERMISSION_DENIED (LEASE_NOT_HELD), ABORTED (LEASE_LOST).
+        """FinishExport ends an export. Call it with RESULT_SUCCEEDED only when the snapshot is complete under its name. It
+        may be retried: if the export has already ended with the same result, the call succeeds and changes nothing.
+        Errors: INVALID_ARGUMENT (OUTCOME_INVALID), NOT_FOUND (EXPORT_NOT_FOUND), PERMISSION_DENIED (LEASE_NOT_HELD),
+        ABORTED (LEASE_LOST), and the common errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,16 +134,17 @@ def add_ExporterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExporterService:
-    """ExporterService is for exporters, in whatever language: claim an export, report its progress, finish it.
+    """ExporterService gives exports to exporters, which may be written in any language.
 
-    An exporter holds a lease on what it exports. Each report renews it; when nothing was heard of the exporter for the
-    lease's duration, the export ends as interrupted and every later call with that lease is refused. An exporter that
-    is refused with LEASE_LOST must stop and must not publish; one that cannot reach the server, or is answered that the
-    store is unavailable, should go on working, and publish only after a report has been answered again.
+    An exporter that claims an export holds a lease on it. Each report renews the lease. If the exporter sends no report
+    for the lease's duration, the export ends as interrupted, and the server refuses every later call with that lease.
 
-    Metadata, ErrorInfo and the errors that any method can end in: as for CellExportService. The token presented must be
-    the unit master token, or a JWT with the scope `export-report` whose audience is the unit (to report and to finish,
-    the cell will do). A lease is good only with tokens of the caller who took it: the same issuer, subject and client.
+    An exporter that is refused with LEASE_LOST must stop and must not publish. An exporter that cannot reach the server,
+    or gets STORE_UNAVAILABLE, should go on working, and publish only after a further report has succeeded.
+
+    Metadata, ErrorInfo and the common errors are those of CellExportService. The token must be the unit master token, or
+    a JWT with the scope `export-report` whose audience is the unit. For ReportProgress and FinishExport the audience may
+    also be the cell. A lease is valid only with tokens of the issuer, subject and client that claimed the export.
     """
 
     @staticmethod
