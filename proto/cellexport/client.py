@@ -1,6 +1,6 @@
-"""A channel to the server, done right: TLS, bounded reconnects and retries, no proxies.
+"""A channel to the server, with TLS, bounded reconnects and retries, and no HTTP proxies; and what errors say.
 
-For Python callers too:
+For the programs and for Python callers:
 
     with client.channel("127.0.0.1:50051") as channel:
         stub = CellExportServiceStub(channel)
@@ -27,22 +27,21 @@ from cellexport.renewing_channel import RenewingChannel
 
 Metadata = tuple[tuple[str, str], ...]
 
-# What is called the least backoff is how long a connection may take to come about: shorter, and a server that is only
-# slow would never be reached.
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
+    # Also the timeout of an attempt to connect: a slow server needs this long.
     ("grpc.min_reconnect_backoff_ms", 2500),
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", 1024 * 1024),
-    # A dead server is noticed within 30 seconds. The server allows twice as many pings (`server.rpc.listener`).
+    # These pings detect a dead server within 30 seconds. The server allows twice as many (`server.rpc.listener`).
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # Else grpc sends two pings on a call that is silent, and then no more.
+    # By default grpc sends only two pings while a call sends no data.
     ("grpc.http2.max_pings_without_data", 0),
 )
 
-# A server that is ending says CANCELLED to calls that reach it just then, and has not begun them.
+# A server that is shutting down ends a call that it has not begun with CANCELLED. For INTERNAL see `was_cut`.
 _CUT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL})
 
 _CA, _CERT, _KEY, _NAME = (f"CELLEXPORT_GRPC_{part}" for part in ("CA", "CLIENT_CERT", "CLIENT_KEY", "SERVER_NAME"))
@@ -50,12 +49,12 @@ _CA, _CERT, _KEY, _NAME = (f"CELLEXPORT_GRPC_{part}" for part in ("CA", "CLIENT_
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """How to know the server, and to be known by it: PEM files, read anew when they change.
+    """The PEM files for TLS to the server. A channel reads them again when they change.
 
     Args:
-        ca: the authorities that the server's certificate must be of. No others count.
-        certificate: what to present, and the chain to it, with `key`; None where the server asks for none.
-        server_name: the name in the server's certificate, where it isn't the target's.
+        ca: the authorities that may have issued the server's certificate. No others are trusted.
+        certificate: the client's certificate with its chain; needs `key`. None if the server asks for none.
+        server_name: the name in the server's certificate, if it differs from the host in the target.
     """
 
     ca: Path
@@ -64,7 +63,7 @@ class Tls:
     server_name: str = ""
 
     def files(self) -> PemFiles:
-        """The files; what is wrong with them is told with the names of the settings."""
+        """Return the files. Their errors name the settings that the files come from."""
         return PemFiles(
             chain=PemFile(_CERT, self.certificate) if self.certificate else None,
             key=PemFile(_KEY, self.key) if self.key else None,
@@ -73,13 +72,15 @@ class Tls:
 
 
 def tls(environment: Environment, *, check_files: bool = True) -> Tls | None:
-    """TLS to the server (`CELLEXPORT_GRPC_CA` and its kin), or None for plaintext.
+    """Return TLS to the server, or None for plaintext.
+
+    Reads `CELLEXPORT_GRPC_CA`, `…_CLIENT_CERT`, `…_CLIENT_KEY` and `…_SERVER_NAME`.
 
     Args:
-        check_files: whether files that are no good are a bad value.
+        check_files: whether to refuse invalid files.
 
     Raises:
-        SettingError: if a file is no good, or is of no use.
+        SettingError: if a value or a file is invalid, or if a setting has no effect because another is missing.
     """
     ca, certificate, key = (PemFile.read(environment, name) for name in (_CA, _CERT, _KEY))
     server_name = environment.text(_NAME, "")
@@ -98,11 +99,12 @@ def tls(environment: Environment, *, check_files: bool = True) -> Tls | None:
 
 
 def target(environment: Environment) -> str:
-    """The server to call (`CELLEXPORT_GRPC_TARGET`, or else where the server listens).
+    """Return the gRPC name of the server: `CELLEXPORT_GRPC_TARGET`, or else `CELLEXPORT_GRPC_LISTEN`.
 
     Raises:
-        SettingError: if it is on another machine, and neither is there TLS nor plaintext allowed; if it is a unix
-            socket, and there is TLS, which isn't spoken there.
+        SettingError: if the server is on another machine, TLS is not set and plaintext is not allowed; if TLS is set
+            for a unix socket, or for a list of addresses without `CELLEXPORT_GRPC_SERVER_NAME`; if anybody may write
+            to the directory of a unix socket.
     """
     name = environment.text("CELLEXPORT_GRPC_TARGET", "") or environment.text(
         "CELLEXPORT_GRPC_LISTEN", "127.0.0.1:50051"
@@ -124,11 +126,14 @@ def target(environment: Environment) -> str:
 
 
 def _require_closed_directory(directory: Path) -> None:
-    """Who puts a socket of his own there would be given tokens. Whose directory it is, its server has looked at."""
+    """Refuse a directory in which anybody could put a socket, and so receive tokens.
+
+    The server itself checks who owns the directory.
+    """
     if directory.is_dir() and directory.stat().st_mode & stat.S_IWOTH:
         raise SettingError(
-            f"CELLEXPORT_GRPC_TARGET: anybody may write to {directory}, and so put a socket of his own there. "
-            "Let the server listen in a directory of its user's."
+            f"CELLEXPORT_GRPC_TARGET: anybody may write to {directory}, and so put their own socket there. "
+            "Let the server listen in a directory that only its own user may write to."
         )
 
 
@@ -137,7 +142,7 @@ def _is_local(name: str) -> bool:
         return True
     scheme, separator, rest = name.partition("://")
     if set(name) & set("?#%") or (separator and (scheme not in ("dns", "ipv4", "ipv6") or rest[:1] != "/")):
-        # Where such a name leads to, its scheme, a name server or grpc's own reading of it decides.
+        # The address behind such a name is decided by its scheme, a name server, or grpc's parser.
         return False
     authority = name.rpartition("/")[2] if "://" in name else name.partition(":")[2] if name[:4] == "dns:" else name
     scheme, _, rest = authority.partition(":")
@@ -150,16 +155,16 @@ def _is_local(name: str) -> bool:
 def channel(
     name: str, tls: Tls | None = None, *, service_config: str = "", found_again_seconds: float = 1.0
 ) -> grpc.Channel:
-    """A channel to the server of that gRPC name. Make it after a fork, never before.
+    """Return a channel to the server with that gRPC name. Open it after a fork, never before.
 
     Args:
         tls: None for plaintext.
-        service_config: JSON that says how calls are balanced and tried again; `service_config.json` if left out.
-        found_again_seconds: how long a server that is back may go unnoticed. One that is away is not knocked at more
-            often than that.
+        service_config: the load balancing and retries, as JSON; `service_config.json` by default.
+        found_again_seconds: the longest pause between attempts to connect to an unavailable server, and so the longest
+            time until the channel notices that the server is back.
 
     Raises:
-        SettingError: if a file of `tls` is no good.
+        SettingError: if a file of `tls` is invalid.
     """
     config = service_config or files("cellexport").joinpath("service_config.json").read_text()
     options: tuple[tuple[str, int | str], ...] = (
@@ -180,26 +185,26 @@ def channel(
 
 
 def bearer(token: str) -> Metadata:
-    """The metadata that presents a token."""
+    """Return the metadata that presents a token."""
     return ((AUTHORIZATION, f"Bearer {token}"),)
 
 
 def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
-    """What the server says of an error, or None where it was not the server's own code that refused the call."""
+    """Return the error's ErrorInfo, or None if the server's own code did not refuse the call."""
     info = error_details_pb2.ErrorInfo()
     return info if any(detail.Unpack(info) and info.domain == DOMAIN for detail in _details(error)) else None
 
 
 def was_cut(error: grpc.RpcError) -> bool:
-    """Whether a call ended without the server's word: the connection broke, or a proxy on the way let go of it.
+    """Return whether the call was ended by a broken connection or a proxy, not by the server's own code.
 
-    What a proxy says of a connection that broke behind it, once an answer has begun, is INTERNAL.
+    A proxy ends a call with INTERNAL if the connection to its server breaks after the response has begun.
     """
     return error.code() in _CUT and error_info(error) is None
 
 
 def retry_seconds(error: grpc.RpcError) -> float:
-    """How long the server wants to be left alone before the next try; 0 where it doesn't say."""
+    """Return how many seconds to wait before a retry, as the server asks; 0 if it doesn't say."""
     retry = error_details_pb2.RetryInfo()
     if any(detail.Unpack(retry) for detail in _details(error)):
         return float(retry.retry_delay.ToTimedelta().total_seconds())
@@ -207,7 +212,7 @@ def retry_seconds(error: grpc.RpcError) -> float:
 
 
 def _details(error: grpc.RpcError) -> Iterator[Any]:
-    # Of one type with `grpc`, and of another with `grpc.aio`.
+    # `grpc` and `grpc.aio` have different types for metadata.
     trailing: Any = error.trailing_metadata()
     for key, value in trailing or ():
         if key == "grpc-status-details-bin" and isinstance(value, bytes):

@@ -1,4 +1,4 @@
-"""Settings, read from the environment: every value is checked where it is read, and a bad one names its variable."""
+"""Settings from environment variables: each value is checked when it is read, and errors name the variable."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -12,11 +12,11 @@ _SECRET_LIMIT = 4096
 
 
 class SettingError(Exception):
-    """Raised when a setting has a bad value. Its text names the variable and says what to do, and holds no secret."""
+    """Raised when a setting is invalid. Its text names the variable, says what to do, and holds no secret."""
 
 
 class Secret:
-    """A text that does not show itself: not in a log, not in an error, not in a dump of the settings."""
+    """A text that logs, errors and dumps of the settings show as `Secret(***)`."""
 
     __slots__ = ("_text",)
 
@@ -27,7 +27,7 @@ class Secret:
         return self._text
 
     def reveal_bytes(self) -> bytes:
-        """The very bytes that were in the variable or the file."""
+        """Return the exact bytes of the variable or the file."""
         return self._text.encode("utf-8", "surrogateescape")
 
     def __repr__(self) -> str:
@@ -35,9 +35,9 @@ class Secret:
 
 
 class Environment:
-    """The variables of an environment, read as what they should be.
+    """The variables of an environment, read with a type each.
 
-    An empty variable counts as one that is not set. Every method raises `SettingError` for a bad value.
+    An empty variable counts as not set. Every method raises `SettingError` for an invalid value.
     """
 
     def __init__(self, variables: Mapping[str, str]) -> None:
@@ -51,7 +51,7 @@ class Environment:
         return self._variables.get(name, "") or default
 
     def choice(self, name: str, *choices: str) -> str:
-        """One of some words, the first of which is the default."""
+        """Return one of the choices. The first is the default."""
         value = self.text(name, choices[0])
         if value not in choices:
             raise SettingError(f"{name}: must be one of {', '.join(choices)}.")
@@ -80,7 +80,7 @@ class Environment:
         return path
 
     def url(self, name: str, default: str, *, placeholder: str = "") -> str:
-        """An http(s) URL that ends in a slash (added where it is missing). A placeholder may stand in it anywhere."""
+        """Return an http(s) URL, with a slash added at its end if missing. The placeholder may be anywhere in it."""
         value = self.text(name, default)
         try:
             parts = urlsplit(value.replace(placeholder, "x") if placeholder else value)
@@ -94,7 +94,7 @@ class Environment:
         return value if value.endswith("/") else value + "/"
 
     def listen(self, name: str, default: str) -> Address:
-        """`host:port`, `[v6 host]:port` or `unix:/path`; port 0 lets the system choose one."""
+        """Return an address from `host:port`, `[v6 host]:port` or `unix:/path`. For port 0 the system chooses one."""
         value = self.text(name, default)
         if value.startswith("unix:"):
             path = value.removeprefix("unix:").replace("//", "/", 1)
@@ -107,7 +107,7 @@ class Environment:
         return Address(host.removeprefix("[").removesuffix("]"), int(port))
 
     def secret(self, name: str) -> Secret | None:
-        """A secret given as the variable itself, or in the file that the variable `{name}_FILE` names."""
+        """Return a secret from the variable, or from the file that `{name}_FILE` names; None if neither is set."""
         name, value = self.secret_text(name)
         if not value:
             return None
@@ -116,19 +116,19 @@ class Environment:
         return Secret(value)
 
     def secret_source(self, name: str) -> "SecretSource | None":
-        """A secret that may be exchanged in its file while the program runs."""
+        """Return the source of a secret, whose file may be replaced while the program runs; None if it is not set."""
         secret, file = self.secret(name), self.text(f"{name}_FILE", "")
         return None if secret is None else SecretSource(self, name, secret, renewable=bool(file))
 
     def key(self, name: str, sizes: Collection[int]) -> Secret | None:
-        """A secret, given in the same two ways, of as many bytes as `sizes` says; any bytes will do."""
+        """Return a secret like `secret`, with any bytes; its length must be one of `sizes`. None if it is not set."""
         name, value = self.secret_text(name)
         if value and len(Secret(value).reveal_bytes()) not in sizes:
             raise SettingError(f"{name}: must be {' or '.join(map(str, sorted(sizes)))} bytes long.")
         return Secret(value) if value else None
 
     def secret_text(self, name: str) -> tuple[str, str]:
-        """The variable that a secret came from, and the secret; none is empty."""
+        """Return the variable that a secret came from, and the secret; the secret is empty if neither is set."""
         value, file = self.text(name, ""), self.text(f"{name}_FILE", "")
         if value and file:
             raise SettingError(f"{name}: is set, and so is {name}_FILE. Set one of them.")
@@ -142,7 +142,7 @@ class Environment:
             with file.open("rb") as opened:
                 value = opened.read(_SECRET_LIMIT + 2).rstrip(b"\r\n").decode("utf-8", "surrogateescape")
         except OSError as error:
-            # Not the file's name: it may be the secret, where somebody took one variable for the other.
+            # Don't show the file's name: it may be the secret itself, set in the wrong variable.
             raise SettingError(f"{name}: the file can't be read ({error.strerror}).") from error
         if not value:
             raise SettingError(f"{name}: the file is empty.")
@@ -150,7 +150,7 @@ class Environment:
 
 
 class SecretSource:
-    """A secret from a variable, or from a file that is read anew each time: tokens of the mesh live for minutes."""
+    """A secret from a variable, or from a file that is read each time: tokens of a service mesh live for minutes."""
 
     def __init__(self, environment: Environment, name: str, secret: Secret, *, renewable: bool) -> None:
         self._environment = environment
@@ -159,7 +159,7 @@ class SecretSource:
         self.renewable = renewable
 
     def latest(self) -> Secret:
-        """The secret as it is now. A file that can't be read, or is no good, leaves it as it was."""
+        """Return the current secret, or the last valid one if the file can't be read or is invalid."""
         if self.renewable:
             with suppress(SettingError):
                 self._latest = self._environment.secret(self._name) or self._latest
@@ -167,10 +167,10 @@ class SecretSource:
 
 
 def metrics_listen(environment: Environment, name: str) -> Address | None:
-    """Where to serve metrics; None if that variable is not set, and there are none.
+    """Return the address to serve metrics on, from the variable `name`; None if it is not set.
 
     Raises:
-        SettingError: for a bad value, or one that other machines can reach where that is not allowed.
+        SettingError: for an invalid value, or if other machines can reach the address and plaintext is not allowed.
     """
     if not environment.text(name, ""):
         return None
@@ -186,5 +186,5 @@ def metrics_listen(environment: Environment, name: str) -> Address | None:
 
 
 def plaintext_allowed(environment: Environment) -> bool:
-    """Whether the operator allows plaintext to and from other machines (`CELLEXPORT_PLAINTEXT`)."""
+    """Return whether the operator allows plaintext to and from other machines (`CELLEXPORT_PLAINTEXT`)."""
     return environment.choice("CELLEXPORT_PLAINTEXT", "loopback", "allow") == "allow"

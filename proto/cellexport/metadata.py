@@ -1,4 +1,4 @@
-"""The names of gRPC metadata and of the error domain, the same for every caller and the server."""
+"""The names of gRPC metadata, and the domain of ErrorInfo, for callers and the server."""
 
 UNIT_USER = "x-personium-unit-user"
 AUTHORIZATION = "authorization"

@@ -1,4 +1,4 @@
-"""A channel over TLS whose certificate can be replaced while the channel is in use."""
+"""A channel over TLS. Its certificate files can be replaced while it is in use."""
 
 import threading
 import time
@@ -11,18 +11,18 @@ from cellexport.pem import Pem, PemReloader
 
 M = TypeVar("M")
 
-# How often the files are checked, at most, in seconds.
-_LOOK_SECONDS = 1.0
+# The files are checked at most this often.
+_CHECK_SECONDS = 1.0
 
 
 class RenewingChannel(grpc.Channel):
-    """Calls begin on a connection that was made with the files as they are.
+    """A channel that begins each call on a connection made with the newest certificate files.
 
-    When the files change, there is a new channel, and nothing is begun on the old one any more. It lives until its last
-    call has ended.
+    When the files change, it opens a new channel and begins no more calls on the old one. The old channel lives until
+    its last call has ended.
 
     Args:
-        reloader: the files.
+        reloader: reads the files.
         connect: makes a channel from the content of the files.
     """
 
@@ -31,12 +31,13 @@ class RenewingChannel(grpc.Channel):
         self._connect = connect
         self._lock = threading.Lock()
         self._channel = connect(reloader.latest)
-        self._look_at = time.monotonic() + _LOOK_SECONDS
+        self._check_at = time.monotonic() + _CHECK_SECONDS
 
     def current(self) -> grpc.Channel:
+        """Return the channel for new calls: a new one if the files have changed."""
         with self._lock:
-            if time.monotonic() >= self._look_at:
-                self._look_at = time.monotonic() + _LOOK_SECONDS
+            if time.monotonic() >= self._check_at:
+                self._check_at = time.monotonic() + _CHECK_SECONDS
                 fresh = self._reloader.renewed()
                 if fresh is not None:
                     # Don't close the old channel: that would end its calls.
@@ -53,7 +54,7 @@ class RenewingChannel(grpc.Channel):
         self.close()
 
     def subscribe(self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool = False) -> None:
-        """Of the channel that is there now."""
+        """Subscribe to the connectivity of the current channel only."""
         self.current().subscribe(callback, try_to_connect)
 
     def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
@@ -66,21 +67,21 @@ class RenewingChannel(grpc.Channel):
         return _UnaryStream(_Method(self, lambda channel: channel.unary_stream(*args, **kwargs)))
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> "grpc.StreamUnaryMultiCallable[Any, Any]":
-        """The contract has no such method, so this is of the channel that is there now."""
+        """Return the method on the current channel only: the contract has no method of this kind."""
         return self.current().stream_unary(*args, **kwargs)
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> "grpc.StreamStreamMultiCallable[Any, Any]":
-        """The contract has no such method, so this is of the channel that is there now."""
+        """Return the method on the current channel only: the contract has no method of this kind."""
         return self.current().stream_stream(*args, **kwargs)
 
 
 class _Method(Generic[M]):
-    """A method, on whichever channel there is."""
+    """A method of the contract, on the newest channel."""
 
     def __init__(self, channel: RenewingChannel, make: Callable[[grpc.Channel], M]) -> None:
         self._channel = channel
         self._make = make
-        # In one piece, since threads share it.
+        # The channel and its method are one tuple, because threads share it.
         self._made: tuple[grpc.Channel, M] | None = None
 
     def latest(self) -> M:

@@ -1,4 +1,4 @@
-"""What the three programs share, and callers don't need.
+"""Code that the three programs share, and that callers don't need.
 
 - `listening`: the address and TLS of a port. `unit_urls`: the URLs of the unit and its cells.
 - `logs`: the application log. `variables`: the names of all settings.

@@ -12,7 +12,7 @@ from cellexport.address import Address
 from cellexport.environment import Environment, SettingError, plaintext_allowed
 from cellexport.pem import PemFile, PemFiles
 
-# The directory decides who may connect.
+# The socket's directory decides who may connect.
 SOCKET_MODE = 0o666
 
 _log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """An address, and its TLS files; None for plaintext."""
+    """An address to listen on, and its TLS files; None for plaintext."""
 
     address: Address
     tls: PemFiles | None
@@ -35,8 +35,8 @@ class Listener:
             check_files: whether to refuse invalid TLS files.
 
         Raises:
-            SettingError: for a bad value, for plaintext that other machines can reach unless `CELLEXPORT_PLAINTEXT`
-                allows it, and for a unix socket that others could replace.
+            SettingError: for an invalid value, for plaintext that other machines can reach (unless
+                `CELLEXPORT_PLAINTEXT` allows it), and for a unix socket that others could replace.
         """
         name = f"CELLEXPORT_{kind}_LISTEN"
         address = environment.listen(name, default)

@@ -18,12 +18,12 @@ from typing import Any
 from cellexport.environment import Environment
 from cellexport.program import variables
 
-# In characters. A longer value from a caller is cut in the log.
+# In characters. The log cuts longer values.
 CLIENT_TEXT_LIMIT = 200
 
 _log = logging.getLogger(__name__)
 
-# The fields of the present call, added to each of its lines.
+# The fields of the current call, added to each of its lines.
 _CALL: ContextVar[Mapping[str, str]] = ContextVar("call", default=MappingProxyType({}))
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -88,7 +88,7 @@ def is_terminal() -> bool:
 
 
 def fields(record: logging.LogRecord) -> dict[str, object]:
-    """Return the fields of a line: its `extra`, and the marks of its call."""
+    """Return the fields of a line: its `extra`, and the fields of the current call."""
     given = {key: value for key, value in vars(record).items() if key not in _STANDARD}
     return {**_CALL.get(), **given}
 

@@ -1,4 +1,4 @@
-"""The metrics of all programs: a registry of their own, and the port that serves it."""
+"""The metrics of a program: a registry of its own, and the HTTP port that serves it."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from cellexport.address import Address
 
 _PATH = "/metrics"
-# The limits of one scrape, and of simultaneous ones.
+# The limits of one scrape, and of simultaneous scrapes.
 _SECONDS = 5.0
 _LONGEST_REQUEST = 8 * 1024
 _MOST_CONNECTIONS = 16
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 def new_registry() -> CollectorRegistry:
     """Return a registry with metrics of the process, the interpreter and the build."""
-    # One series less for each of hundreds.
+    # Otherwise each series has a second one with the time of its creation.
     disable_created_metrics()
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)

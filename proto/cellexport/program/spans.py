@@ -20,7 +20,7 @@ _NO_CONTEXT = Context()
 
 
 class RecordedSpans:
-    """Spans of a provider that belongs to this program alone; none is global."""
+    """Spans from a tracer provider that only this program uses. It sets no global provider."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
@@ -28,8 +28,8 @@ class RecordedSpans:
 
     @classmethod
     def to_collector(cls, program: str) -> "RecordedSpans":
-        """Return spans that are sent to a collector. Spans that it doesn't take in time are dropped."""
-        # The variable wins.
+        """Return spans that are sent to a collector. If the collector is too slow, spans are dropped."""
+        # `OTEL_SERVICE_NAME` takes precedence over the program's name.
         name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": program}
         provider = TracerProvider(resource=Resource.create(name), shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -12,7 +12,7 @@ def are_on(environment: Environment) -> bool:
     """
     if environment.choice("CELLEXPORT_TRACES", "off", "on") == "off":
         return False
-    # The only protocol that the extra installs.
+    # The extra `otel` installs the exporter for gRPC only.
     environment.choice("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     environment.choice("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
     try:

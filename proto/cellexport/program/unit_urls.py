@@ -16,7 +16,7 @@ class UnitUrls:
 
     @classmethod
     def read(cls, environment: Environment) -> "UnitUrls":
-        """Read `CELLEXPORT_UNIT_URL` and `CELLEXPORT_CELL_URL`. Raise `SettingError` for a bad value."""
+        """Read `CELLEXPORT_UNIT_URL` and `CELLEXPORT_CELL_URL`. Raise `SettingError` for an invalid value."""
         unit = environment.url("CELLEXPORT_UNIT_URL", "http://localhost:8080/")
         name = "CELLEXPORT_CELL_URL"
         pattern = environment.text(name, f"{unit}{_CELL}/")
