@@ -57,8 +57,8 @@ def watch(
                     return
             return
         except grpc.RpcError as error:
-            # After a first message, an expired token is retried, as it may have been replaced. If it is still expired at
-            # the next attempt, the watch ends. INTERNAL, too, means a broken connection only after a first message.
+            # After a first message, retry if the token has expired: it may have been replaced. If the next attempt
+            # finds it expired too, the watch ends. INTERNAL also means a broken connection only after a first message.
             if error.code() not in _PASSING and not (answered and (_is_expiry(error) or was_cut(error))):
                 raise
             failures += 1
