@@ -38,7 +38,7 @@ test-faults: $(VENV)/.dev ## run the long fault tests, and property tests with a
 
 check: lint test ## run everything that must pass before a change is merged
 
-lint: $(VENV)/.dev proto-check ## run ruff, mypy and buf; check that stubs match the contract, and that it breaks no caller
+lint: $(VENV)/.dev proto-check ## run ruff, mypy and buf; check that the contract breaks no caller, and the stubs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

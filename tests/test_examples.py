@@ -97,7 +97,7 @@ ELSEWHERE = (
     r"CELLEXPORT_GRPC_TARGET: foo is another machine, and .+ "
     r"Set CELLEXPORT_GRPC_CA, or CELLEXPORT_PLAINTEXT=allow if .+\."
 )
-UNASKED = r"[A-Z]+: {target} could not be asked \({details}\): see that the server runs there, and that TLS .+\."
+UNASKED = r"[A-Z]+: call to {target} failed \({details}\): check that the server runs there, and that TLS .+\."
 
 
 def unasked(details: str, target: str = r"127\.0\.0\.1:[0-9]+") -> str:
@@ -184,16 +184,16 @@ def test_a_node_program_logs_once_that_the_server_is_lost_and_once_that_it_is_ba
 ) -> None:
     output = tmp_path / "output"
     with running(unit, output, "node", node / f"{program}.js", "demo") as process:
-        eventually(lambda: "could not be asked" in output.read_text())
+        eventually(lambda: "call to" in output.read_text())
         # The program retries meanwhile.
         unit.start_server()
-        eventually(lambda: "the server answers again" in output.read_text())
+        eventually(lambda: "server available again" in output.read_text())
         process.terminate()
         process.wait(60)
     said = output.read_text()
 
     assert re.search(unasked(".*ECONNREFUSED.*", target(unit)), said)
-    assert said.count("could not be asked") == said.count("answers again") == 1
+    assert said.count("call to") == said.count("available again") == 1
 
 
 def test_a_caller_speaks_tls_and_presents_a_certificate(
@@ -247,7 +247,7 @@ def test_the_shell_script_starts_an_export_and_waits_as_the_gateway_asks(unit: U
 
     with running(unit, output, SHELL / "export.sh", "demo", "one") as script:
         # No server runs yet, so the gateway answers with Retry-After.
-        eventually(lambda: re.search("PR503-SV-0002.*: again in [0-9]+ s", output.read_text()))
+        eventually(lambda: re.search("PR503-SV-0002.*: retrying in [0-9]+ s", output.read_text()))
         unit.start_server()
         unit.start_exporter()
         assert script.wait(30) == 0
@@ -273,7 +273,7 @@ def test_the_shell_script_ends_with_an_error_where_it_started_nothing(unit: Unit
     away = run(unit, "env", "TRIES=2", SHELL / "export.sh", "demo", "two")
 
     assert (away.returncode, away.stdout) == (1, "")
-    assert away.stderr.endswith("given up after 2 tries: no answer\n")
+    assert away.stderr.endswith("giving up after 2 tries: no response\n")
     assert run(unit, SHELL / "export.sh", token="").returncode == 2
 
 
@@ -292,7 +292,7 @@ def test_the_shell_script_does_not_repeat_a_start_whose_answer_was_lost(unit: Un
             assert script.wait(30) == 0
 
     assert proxy.resets == 1
-    assert "no answer: again in 1 s" in output.read_text()
+    assert "no response: retrying in 1 s" in output.read_text()
     assert "409" not in output.read_text()
     assert output.read_text().endswith('{"status":"ready"}\n')
 
@@ -320,7 +320,8 @@ def test_the_shell_script_that_watches_says_that_no_server_was_reached(unit: Uni
     finished = run(unit, "env", f"BUF={buf}", SHELL / "watch.sh", "demo")
     assert (finished.returncode, finished.stdout) == (1, "")
     assert re.fullmatch(
-        f"{target(unit)} could not be asked: see that the server runs there, without TLS, .+\n", finished.stderr
+        f"can't read the contract from {target(unit)}: check that the server runs there, without TLS, .+\n",
+        finished.stderr,
     )
 
 

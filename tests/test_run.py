@@ -61,7 +61,7 @@ def test_a_stranger_has_it_running_with_one_command(tmp_path: Path) -> None:
         "CELLEXPORT_GRPC_LISTEN": f"127.0.0.1:{free_port()}",
     }
     with demo(tmp_path, **ports) as (process, output):
-        labels = ("start an export", "ask its status", "the same by gRPC", "as an account", "for the examples")
+        labels = ("start an export", "read its status", "the same over gRPC", "as an account", "for the examples")
         start, ask, grpc, account, export = (command(output, label) for label in labels)
         eventually(lambda: '{"status":"ready"}' in paste(ask))
 
@@ -88,7 +88,7 @@ def test_a_stranger_has_it_running_with_one_command(tmp_path: Path) -> None:
 
     begun = steady()
     with demo(tmp_path, **ports) as (_, output):
-        ask = command(output, "ask its status")
+        ask = command(output, "read its status")
         eventually(lambda: '{"status":"ready"}' in paste(ask))
         assert steady() - begun < 10
 
@@ -97,7 +97,7 @@ def test_a_unit_of_the_users_own_is_used_as_it_is(unit: Unit, tmp_path: Path) ->
     variables = unit.variables(CELLEXPORT_MASTER_TOKEN="my-own")
     mine = {name: value for name, value in variables.items() if name.startswith("CELLEXPORT_")}
     with demo(tmp_path, **mine) as (_, output):
-        ask = command(output, "ask its status")
+        ask = command(output, "read its status")
         assert "$CELLEXPORT_MASTER_TOKEN" in ask
         assert "my-own" not in output.read_text()
         eventually(lambda: '{"status":"ready"}' in paste("CELLEXPORT_MASTER_TOKEN=my-own; " + ask))

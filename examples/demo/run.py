@@ -1,7 +1,7 @@
-"""`make run`: a demo unit, if no unit is named, and the three programs on it, until Ctrl-C.
+"""`make run`: runs the three programs until Ctrl-C, on a demo unit unless `CELLEXPORT_UNIT_DIR` names another.
 
-The demo unit has one cell, full of copies of Python's own standard library: real files, of many sizes. It is made once,
-and so are the master token and the demo unit's secret, which stay in the unit directory.
+The demo unit has one cell, filled with copies of Python's standard library: real files of many sizes. The first run
+makes the unit, its master token and its secret in the unit directory; later runs use them again.
 """
 
 import errno
@@ -28,11 +28,11 @@ owner = "http://localhost:8080/unitadmin/#owner"
 [accounts]              # account = its roles
 admin = ["admin"]
 staff = ["staff"]
-[acl]                   # role = its privileges: root may start exports and ask for their status
+[acl]                   # role = its privileges: root may start exports and read their status
 admin = ["root"]
 staff = ["auth-read"]
 """
-# How a shell says the token that the user has set.
+# The user's own token, as a shell command contains it.
 _OWN = "$CELLEXPORT_MASTER_TOKEN"
 _ENOUGH_BYTES = 300 * 1024 * 1024
 _ENOUGH_FILES = 10_000
@@ -42,15 +42,15 @@ _PROGRAMS = ("server", "exporter", "gateway")
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What to start, and what to tell the user to paste."""
+    """The programs' variables, and the data for the printed commands."""
 
     variables: dict[str, str]
     http: Listener
     grpc: Address
     cell: str
-    # The token that was made here, or how a shell gets at the user's own.
+    # The generated token, or a shell expression for the user's own.
     token: str
-    # Whether the unit's secret was made here, so that tokens of accounts can be, too.
+    # Whether this program generated the unit's secret, so that the printed command can mint tokens of accounts.
     has_secret: bool
 
 
@@ -82,7 +82,7 @@ def _plan(variables: Mapping[str, str]) -> _Plan:
     has_secret = not any(environment.text(name, "") for name in own)
     if has_secret:
         chosen["CELLEXPORT_UNIT_SECRET_FILE"] = str(_make_secret(unit / "unit_secret", secrets.token_hex(16)))
-    # Now rather than in the middle of three programs' logs.
+    # Report an invalid setting now, not in the middle of three programs' logs.
     Settings.read(chosen)
     listener = Listener.read(environment, "HTTP", "127.0.0.1:8080")
     if master is None:
@@ -97,7 +97,7 @@ def _plan(variables: Mapping[str, str]) -> _Plan:
 
 
 def _unit(environment: Environment) -> Path:
-    """The user's own unit, or the demo's."""
+    """Return the user's own unit, or the demo unit."""
     own = environment.text("CELLEXPORT_UNIT_DIR", "")
     if own:
         return environment.directory("CELLEXPORT_UNIT_DIR", own)
@@ -107,7 +107,7 @@ def _unit(environment: Environment) -> Path:
 
 
 def _cell(unit: Path) -> str:
-    """A cell to show commands with."""
+    """Return a cell for the printed commands."""
     return next((path.parent.name for path in (unit / "cells").glob("*/cell.toml")), "{CellName}")
 
 
@@ -126,7 +126,7 @@ def _require_free(name: str, address: Address) -> None:
 
 
 def _make_unit(unit: Path) -> None:
-    """Make the demo unit, unless it is there. It appears complete or not at all."""
+    """Make the demo unit, unless it exists. It appears complete or not at all."""
     cells = unit / "cells"
     if (cells / _CELL).is_dir():
         return
@@ -155,7 +155,7 @@ def _fill(webdav: Path) -> None:
 
 
 def _make_secret(file: Path, secret: str) -> Path:
-    """A file with a secret, made if it is missing."""
+    """Return the file of a secret. Write the secret if the file is missing."""
     if not file.exists():
         fresh = file.with_suffix(".new")
         fresh.unlink(missing_ok=True)
@@ -165,8 +165,8 @@ def _make_secret(file: Path, secret: str) -> Path:
     return file
 
 
-def _told(token: str) -> str:
-    return "the one you set: set it in the other terminal too" if token == _OWN else token
+def _shown(token: str) -> str:
+    return "CELLEXPORT_MASTER_TOKEN as you set it: set it in the other terminal too" if token == _OWN else token
 
 
 def _instructions(plan: _Plan) -> str:
@@ -176,14 +176,14 @@ def _instructions(plan: _Plan) -> str:
     snapshots = Path(plan.variables["CELLEXPORT_UNIT_DIR"]) / "snapshots"
     return f"""
 URL    {url}
-Token  {_told(plan.token)}
+Token  {_shown(plan.token)}
 
 Paste into another terminal:
 
   start an export     curl -i -X POST {header} {url}
-  ask its status      curl -i {header} {url}
+  read its status     curl -i {header} {url}
   watch it            while sleep 1; do curl -s {header} {url}; echo; done
-  the same by gRPC    {buf} curl \\
+  the same over gRPC  {buf} curl \\
                         --protocol grpc --http2-prior-knowledge {header} \\
                         -d '{{"cell":"{plan.cell}"}}' http://{plan.grpc}/cellexport.v1.CellExportService/GetCellExport{_account(plan)}
   for the examples    {_variables(plan)}
@@ -193,36 +193,36 @@ Snapshots appear in {snapshots}. Ctrl-C stops everything.
 
 
 def _variables(plan: _Plan) -> str:
-    """What the examples read. Those with curl know no unix sockets."""
+    """Return the variables of the examples. The example with curl can't use a unix socket."""
     url = "" if plan.http.address.path else f" URL={plan.http.curl}"
     return f'export TOKEN="{plan.token}" CELLEXPORT_GRPC_TARGET={shlex.quote(str(plan.grpc))}{url}'
 
 
 def _account(plan: _Plan) -> str:
-    """How to get a token of an account, where that can be."""
+    """Return the command that mints a token of an account, if the unit's secret was generated here."""
     if not plan.has_secret:
         return ""
     names = ("CELLEXPORT_UNIT_URL", "CELLEXPORT_UNIT_SECRET_FILE", "CELLEXPORT_HTTP_LISTEN")
-    told = " ".join(f"{name}={shlex.quote(plan.variables[name])}" for name in names if name in plan.variables)
+    variables = " ".join(f"{name}={shlex.quote(plan.variables[name])}" for name in names if name in plan.variables)
     program = Path(sys.executable).parent / "cellexport-server"
     return f"""
-  as an account       {told} \\
+  as an account       {variables} \\
                         {program} token mint resident --cell {plan.cell} --subject admin"""
 
 
 class _Manager(Manager):
-    """Ends the exporter first, while there is a server that it can tell."""
+    """A manager that ends the exporter first, so that it can report to the server how its export ended."""
 
-    _exporter_told = False
+    _exporter_ended = False
 
     def terminate(self) -> None:
         exporter = self._processes["exporter"]
-        # Once a program has stopped, the loop comes here for the last time; a second Ctrl-C comes here too.
-        if self._exporter_told or self._any_stopped() or "pid" not in exporter:
+        # honcho calls this again after a program has stopped, and after a second Ctrl-C: then end the others too.
+        if self._exporter_ended or self._any_stopped() or "pid" not in exporter:
             super().terminate()
         else:
             self._procmgr.terminate(exporter["pid"])
-        self._exporter_told = True
+        self._exporter_ended = True
 
 
 def _start(plan: _Plan) -> int:
@@ -232,7 +232,7 @@ def _start(plan: _Plan) -> int:
         manager.add_process(name, f"exec '{sys.executable}' -m {modules[name]}", env=plan.variables)
     manager.loop()
     code = int(manager.returncode or 0)
-    # Ctrl-C and SIGTERM are the ways to end it.
+    # Ctrl-C and SIGTERM are the normal ways to end it.
     return 0 if code in (130, 143) else code
 
 

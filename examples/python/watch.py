@@ -1,4 +1,4 @@
-"""Ask for the status of a cell's export, then watch it until no export is under way.
+"""Print the status of a cell's export, then watch it until no export is in progress.
 
 TOKEN=… .venv/bin/python examples/python/watch.py CELL
 """
@@ -21,7 +21,7 @@ def main(cell: str) -> None:
         raise SettingError("TOKEN: is not set. Set it to the token that make run printed, or another.")
 
     def token() -> client.Metadata:
-        """What to present: asked for each time, since tokens may be exchanged meanwhile, in TOKEN_FILE."""
+        """Return the credentials. Called for each attempt: the token in TOKEN_FILE may have been replaced."""
         return client.bearer(secret.latest().reveal())
 
     target = client.target(environment)
@@ -31,7 +31,7 @@ def main(cell: str) -> None:
             print(status.revision, shown(status), flush=True)
             after = status.revision
             for message in watching.watch(channel, cell, token, after_revision=after, until_ready=True):
-                # Without a status the message says that the last one still holds.
+                # A message without a status means that the last status is still true.
                 if message.HasField("cell_export"):
                     print(message.revision, shown(message.cell_export), flush=True)
         except grpc.RpcError as error:
@@ -39,7 +39,7 @@ def main(cell: str) -> None:
 
 
 def get(channel: grpc.Channel, cell: str, token: client.Metadata) -> CellExport:
-    """The status now. A call without a timeout may wait for ever."""
+    """Return the current status. Without a timeout the call could wait for ever."""
     stub = CellExportServiceStub(channel)
     return stub.GetCellExport(GetCellExportRequest(cell=cell), metadata=token, timeout=3).cell_export
 
@@ -54,13 +54,13 @@ def shown(status: CellExport) -> str:
 
 
 def explained(error: grpc.RpcError, target: str) -> str:
-    """Reasons are stable, and so are statuses; messages are for people, and may change."""
+    """Return a sentence about an error. Branch on reasons and statuses, which are stable; messages may change."""
     info = client.error_info(error)
     if info is None:
-        # The server's own code was not reached: what gRPC says is all there is.
+        # The error is not from the server's own code, so only gRPC's details are known.
         details = " ".join((error.details() or "").split())
-        advice = "see that the server runs there, and that TLS is set alike on both sides."
-        return f"{error.code().name}: {target} could not be asked ({details}): {advice}"
+        advice = "check that the server runs there, and that TLS is set alike on both sides."
+        return f"{error.code().name}: call to {target} failed ({details}): {advice}"
     match info.reason:
         case "CELL_NOT_FOUND":
             return f"{info.reason}: there is no such cell."

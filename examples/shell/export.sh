@@ -1,58 +1,58 @@
 #!/usr/bin/env bash
 # Start an export over HTTP, and wait until the cell is ready: TOKEN=… examples/shell/export.sh [CELL [NAME]]
 #
-# Over HTTP a cell is said to be ready however its export ended. Whether there is a snapshot is told over gRPC, as
-# `last_outcome`, and by the snapshot directory, which has NAME.zip or NAME.error.
+# Over HTTP a cell is ready however its export ended. To know whether there is a snapshot, read `last_outcome` over gRPC,
+# or the snapshot directory, which has NAME.zip or NAME.error.
 set -euo pipefail
 
 [[ ${TOKEN:-} ]] || { echo "TOKEN: is not set. Set it to the token that make run printed, or another." >&2 && exit 2; }
 url="${URL:-http://127.0.0.1:8080}/${1:-demo}/__export"
 name="${2:-}"
 ready='{"status":"ready"}'
-# After so many failures in a row there is no use in another try.
+# It gives up after this many failures in a row.
 tries="${TRIES:-30}" failures=0
 
 headers=$(mktemp)
 trap 'rm -f "$headers"' EXIT
 
-# One request; sets $status, $body and, if it is worth trying again, $wait: seconds. The token goes by standard input,
-# since arguments can be seen by others.
-ask() {
-    local answer
-    if answer=$(printf 'header = "Authorization: Bearer %s"\n' "$TOKEN" |
+# Send one request. Set $status, $body and, if a retry makes sense, $wait (seconds). The token goes through standard input,
+# because other users can see arguments.
+request() {
+    local response
+    if response=$(printf 'header = "Authorization: Bearer %s"\n' "$TOKEN" |
         curl --silent --show-error --max-time 30 --config - --dump-header "$headers" --write-out '\n%{http_code}' "$@")
     then
-        status="${answer##*$'\n'}"
-        body="${answer%$'\n'*}"
+        status="${response##*$'\n'}"
+        body="${response%$'\n'*}"
         wait=$(awk 'tolower($1) == "retry-after:" { print $2 + 0 }' "$headers")
     else
-        status=0 body="no answer" wait=1
+        status=0 body="no response" wait=1
     fi
 }
 
-# Wait for as long as the last answer says, or give up.
+# Wait as long as the last response says, or give up.
 pause() {
     if ((++failures >= tries)); then
-        echo "given up after $tries tries: $body" >&2
+        echo "giving up after $tries tries: $body" >&2
         exit 1
     fi
-    echo "$body: again in $wait s" >&2
+    echo "$body: retrying in $wait s" >&2
     sleep "$wait"
 }
 
-# As `ask`, again and again as long as the answer is to try again.
-ask_patiently() {
-    while ask "$@" && [[ $wait ]]; do
+# Send a request, and retry as long as a retry makes sense.
+request_with_retries() {
+    while request "$@" && [[ $wait ]]; do
         pause
     done
 }
 
-# As `ask_patiently`, for a start. One whose answer was lost may have been made: so before another the status is asked
-# for, and one that isn't "ready" is the last word.
+# Send a start, with retries. If the response to a start was lost, the export may have started. So read the status before
+# each retry, and don't retry unless it is "ready".
 start() {
-    while ask "$@" && [[ $wait ]]; do
+    while request "$@" && [[ $wait ]]; do
         pause
-        ask_patiently "$url"
+        request_with_retries "$url"
         [[ $body == "$ready" ]] || break
     done
 }
@@ -64,13 +64,13 @@ else
 fi
 case "$status $body" in
     202*) echo "started" ;;
-    # Somebody else's export is as good a reason to wait.
+    # Another caller's export is in progress: wait for its end.
     200* | '409 {"code":"PR409-CM-0002"'*) echo "$body" >&2 ;;
     *) echo "$body" >&2 && exit 1 ;;
 esac
 
 failures=0
-while ask_patiently "$url" && [[ $status == 200 ]]; do
+while request_with_retries "$url" && [[ $status == 200 ]]; do
     failures=0
     echo "$body"
     [[ $body == "$ready" ]] && exit

@@ -1,26 +1,28 @@
-// Waiting between tries, so that callers who were cut off together don't come back together.
+// Pauses between retries, so that callers that were cut off together don't come back together.
 import { setTimeout as pause } from "node:timers/promises";
 
 const FIRST_MS = 100;
 const LONGEST_MS = 5000;
 
-/** Waits longer after each failure: anything between nothing and a bound that doubles. */
+/** Random pauses between 0 and a bound, which doubles after each failure: from 0.1 up to 5 seconds. */
 export class Backoff {
   #failures = 0;
 
-  /** Whether nothing has gone well since the last failure: of those that follow there is nothing new to say. */
+  /** Whether a failure has happened since the last success. Callers log only the first failure of an outage. */
   get isOutage(): boolean {
     return this.#failures > 0;
   }
 
-  /** Something went well: begin anew. */
+  /** Begin again with the shortest pause, after a success. */
   reset(): void {
     this.#failures = 0;
   }
 
   /**
-   * @param leastMs what the server asks for.
-   * @param signal ends the wait before its time.
+   * Wait before the next attempt.
+   *
+   * @param leastMs the pause that the server asks for; it is added to the random pause.
+   * @param signal ends the pause early.
    */
   async wait(leastMs = 0, signal?: AbortSignal): Promise<void> {
     const bound = Math.min(LONGEST_MS, FIRST_MS * 2 ** this.#failures++);

@@ -1,4 +1,4 @@
-// The contract as it is in the repository: no copy of it, and no generated code but for types.
+// The contract, loaded from the repository's .proto files. Only its types are generated.
 import { fileURLToPath } from "node:url";
 import * as grpc from "@grpc/grpc-js";
 import * as loader from "@grpc/proto-loader";
@@ -6,14 +6,15 @@ import type { ProtoGrpcType as CellExportTypes } from "./generated/cell_export.j
 import type { ProtoGrpcType as ExporterTypes } from "./generated/exporter.js";
 import type { ProtoGrpcType as ErrorTypes } from "./generated/google_rpc.js";
 
-/** The directory with the contract. */
+/** The directory of the contract. */
 export const PROTO = fileURLToPath(new URL("../../../proto/", import.meta.url));
 
 const definition = loader.loadSync(
   ["cellexport/v1/cell_export.proto", "cellexport/v1/exporter.proto", "google_rpc.proto"],
   {
     includeDirs: [PROTO, fileURLToPath(new URL("../", import.meta.url))],
-    // As in the script `types` of package.json. int64 is text: a number of JavaScript holds 53 bits of it.
+    // The same options as in the script `types` of package.json. An int64 is a string, as a JavaScript number has 53
+    // bits.
     longs: String,
     enums: String,
     defaults: true,

@@ -1,22 +1,22 @@
-// What the server says of an error, and whether trying again makes sense.
+// The errors of calls: their reasons, and how long to wait before a retry.
 import * as grpc from "@grpc/grpc-js";
 import { ErrorInfo, RetryInfo, Status } from "./contract.js";
 import { target } from "./settings.js";
 
 const DOMAIN = "cellexport";
 
-/** What a call that failed is about. Branch on `reason`, never on the message. */
+/** The error of a failed call. Branch on `reason`, never on the message. */
 export interface Failure {
   code: grpc.status;
-  /** The name of a value of ErrorReason; "" where it was not the server's own code that refused the call. */
+  /** The name of a value of ErrorReason; "" if the server's own code did not refuse the call. */
   reason: string;
-  /** How long the server asks to wait before another try. */
+  /** The pause before a retry that the server asks for, or 0. */
   retryAfterMs: number;
-  /** What the server says of it, or else gRPC. */
+  /** The message from the server, or else from gRPC. */
   details: string;
 }
 
-/** What is known of an error that a call ended with. Any other error is thrown again. */
+/** Return the failure of a call. Throw any other error again. */
 export function failure(error: unknown): Failure {
   if (!isServiceError(error)) throw error;
   const found: Failure = { code: error.code, reason: "", retryAfterMs: 0, details: innermost(error.details) };
@@ -35,19 +35,19 @@ export function failure(error: unknown): Failure {
   return found;
 }
 
-/** A short name for it, for logs: the reason, or the status where there is none. */
+/** Return a short name for logs: the reason, or the status if there is no reason. */
 export function why({ code, reason }: Failure): string {
   return reason || (grpc.status[code] ?? String(code));
 }
 
-/** For people: in the server's words, or where its own code was not reached, at which address, and in gRPC's. */
+/** Return a sentence for humans: the server's message, or else the address and gRPC's message. */
 export function explanation(failed: Failure): string {
   if (failed.reason) return `${failed.reason}: ${failed.details}`;
-  const advice = "see that the server runs there, and that TLS is set alike on both sides.";
-  return `${why(failed)}: ${target()} could not be asked (${failed.details}): ${advice}`;
+  const advice = "check that the server runs there, and that TLS is set alike on both sides.";
+  return `${why(failed)}: call to ${target()} failed (${failed.details}): ${advice}`;
 }
 
-/** What went wrong, without what each layer of gRPC wraps around it. */
+/** Return gRPC's innermost message, without the text that its layers add around it. */
 function innermost(details: string): string {
   return details.replace(/^.*Last error: (Error: )?|\.? Resolution note: .*$/gs, "").replace(/\s+/g, " ").trim();
 }

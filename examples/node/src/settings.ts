@@ -1,4 +1,4 @@
-// Settings have the names of the programs' own. A bad one ends a program with a sentence, and status 2.
+// Settings, with the names of the programs' settings. An invalid setting ends a program with one sentence and status 2.
 import { X509Certificate } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { resolve } from "node:path";
@@ -9,46 +9,46 @@ const CA = "CELLEXPORT_GRPC_CA";
 const CERT = "CELLEXPORT_GRPC_CLIENT_CERT";
 const KEY = "CELLEXPORT_GRPC_CLIENT_KEY";
 
-/** Thrown where a setting is no good. Its text names the variable and says what to do. */
+/** Thrown if a setting is invalid. Its text names the variable and says what to do. */
 export class SettingError extends Error {}
 
-/** For errors that nobody caught: of a bad setting a sentence is enough. */
+/** End the program after an uncaught error. An invalid setting needs no stack trace, only its sentence. */
 export function end(error: unknown): never {
   if (!(error instanceof SettingError)) throw error;
   console.error(error.message);
   process.exit(2);
 }
 
-/** Where the server is. */
+/** Return the address of the server. */
 export function target(): string {
   const name = process.env.CELLEXPORT_GRPC_TARGET || process.env.CELLEXPORT_GRPC_LISTEN || "127.0.0.1:50051";
   const host = name.slice(name.lastIndexOf("/") + 1).replace(/:[0-9]+$/, "");
   const isLocal = name.startsWith("unix:") || ["localhost", "127.0.0.1", "[::1]"].includes(host);
   if (!isLocal && !process.env[CA] && process.env.CELLEXPORT_PLAINTEXT !== "allow") {
     throw new SettingError(
-      `CELLEXPORT_GRPC_TARGET: ${name} is another machine, and would get the token in the open. ` +
+      `CELLEXPORT_GRPC_TARGET: ${name} is another machine, and the token would be sent in plaintext. ` +
         `Set ${CA}, or CELLEXPORT_PLAINTEXT=allow if the network itself protects it.`,
     );
   }
   return name;
 }
 
-/** A directory that has to be there. */
+/** Return the path of a directory that must exist. */
 export function directory(name: string, otherwise: string): string {
   const path = resolve(process.env[name] || otherwise);
-  // Of all files only a directory has this name in it.
+  // Only a directory contains `.`.
   if (existsSync(`${path}/.`)) return path;
   throw new SettingError(`${name}: ${path} is not a directory. Make it, or name one that is there.`);
 }
 
-/** How to know the server, and to be known by it. */
+/** The PEM files for TLS: the authority of the server, and the client's certificate and key. */
 export interface Tls {
   authority: Buffer;
   certificate: Buffer | null;
   key: Buffer | null;
 }
 
-/** What the PEM files hold, or null for plaintext. */
+/** Return the content of the PEM files, or null for plaintext. */
 export function tls(): Tls | null {
   const [authority, certificate, key] = [pem(CA), pem(CERT), pem(KEY)];
   if (!certificate !== !key) throw new SettingError(`${CERT}, ${KEY}: only one of them is set. Set both, or none.`);
@@ -56,7 +56,7 @@ export function tls(): Tls | null {
     if (!key) return null;
     throw new SettingError(`${CERT}: is set, but ${CA} is not. Set it to the authority of the server.`);
   }
-  // Node passes over an authority that is none, and then trusts nobody.
+  // Node ignores an invalid authority, and then trusts no server.
   must(() => new X509Certificate(authority), `${CA}: ${process.env[CA]} holds no certificate in PEM.`);
   if (certificate && key) {
     const pair = `${KEY}: ${process.env[KEY]} is not the key in PEM to the certificate in ${process.env[CERT]}.`;
@@ -71,7 +71,7 @@ function pem(name: string): Buffer | null {
   try {
     return readFileSync(file);
   } catch (error) {
-    // Not what should be a key's path: it may be the key.
+    // Don't show the path of the key: it may be the key itself, set by mistake.
     throw new SettingError(`${name}: ${name === KEY ? "the file" : file} can't be read (${inWords(error)}).`);
   }
 }
@@ -86,7 +86,7 @@ function must(use: () => unknown, sentence: string): void {
 
 const latest = new Map<string, string>();
 
-/** A token: the first of those variables that is set. */
+/** Return a token: the first of these variables that is set. */
 export function token(...names: string[]): string {
   for (const name of names) {
     const found = secret(name);
@@ -96,7 +96,7 @@ export function token(...names: string[]): string {
   throw new SettingError(`${either}: is not set. Set it to a token, or ${names[0]}_FILE to a file that holds one.`);
 }
 
-/** Tokens of the mesh live for minutes, so a file is read anew for each call. One that is gone, or no good, leaves the last. */
+/** Read the file each time: mesh tokens live for minutes. If it is missing or invalid, return the last valid token. */
 function secret(name: string): string | undefined {
   const file = process.env[`${name}_FILE`];
   if (!file) return process.env[name] && checked(name, process.env[name]);
@@ -105,7 +105,7 @@ function secret(name: string): string | undefined {
   } catch (error) {
     if (latest.has(name)) return latest.get(name);
     if (error instanceof SettingError) throw error;
-    // Not the file's name: it may be the token, where somebody took one variable for the other.
+    // Don't show the file's name: it may be the token itself, set in the wrong variable.
     throw new SettingError(`${name}_FILE: the file can't be read (${inWords(error)}).`);
   }
   return latest.get(name);
@@ -116,7 +116,7 @@ function checked(name: string, token: string): string {
   throw new SettingError(`${name}: must be printable ASCII characters without blanks.`);
 }
 
-/** What the system says of an error, without the call that it came from. */
+/** Return the system's message for an error, without the name of the system call. */
 function inWords(error: unknown): string {
   const { errno, message } = error as NodeJS.ErrnoException;
   return getSystemErrorMap().get(errno ?? 0)?.[1] ?? message;

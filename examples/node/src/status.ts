@@ -1,4 +1,4 @@
-// node build/status.js CELL: the status of a cell's export, and what to do where there is none.
+// node build/status.js CELL: prints the status of a cell's export, or a sentence about the error.
 import { status as codes } from "@grpc/grpc-js";
 import { answer, bearer, credentials, options, within } from "./connection.js";
 import { CellExportService } from "./contract.js";
@@ -18,12 +18,12 @@ try {
   console.log(shown(cellExport));
 } catch (error) {
   console.error(explained(failure(error)));
-  // At once: a connection that is still coming about would hold the program.
+  // Exit now: a pending connection would keep the program running.
   process.exit(1);
 }
 service.close();
 
-/** Reasons are stable, and so are statuses; messages are for people, and may change. */
+/** Return a sentence about an error. Branch on reasons and statuses, which are stable; messages may change. */
 function explained(failed: Failure): string {
   const { code, reason } = failed;
   switch (reason) {
@@ -33,10 +33,10 @@ function explained(failed: Failure): string {
       return `${reason}: get another token.`;
     case "PRIVILEGE_LACKING":
     case "SCOPE_INSUFFICIENT":
-      return `${reason}: this token is good, but not for that.`;
+      return `${reason}: this token is valid, but lacks the privilege.`;
   }
-  if (code === codes.UNAUTHENTICATED) return `${why(failed)}: the server doesn't take the token.`;
+  if (code === codes.UNAUTHENTICATED) return `${why(failed)}: the server doesn't accept the token.`;
   if (!reason) return explanation(failed);
-  // The calls of the service config were retried already.
+  // The channel has already retried, as the service config says.
   return `${reason}: ${code === codes.UNAVAILABLE ? "try again later." : "unexpected."}`;
 }

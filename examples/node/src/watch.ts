@@ -1,4 +1,4 @@
-// node build/watch.js CELL: each change of a cell's status, until no export is under way.
+// node build/watch.js CELL: prints each change of a cell's status, until no export is in progress.
 import { status as codes } from "@grpc/grpc-js";
 import { Backoff } from "./backoff.js";
 import { bearer, credentials, options } from "./connection.js";
@@ -8,14 +8,14 @@ import type { WatchCellExportResponse__Output } from "./generated/cellexport/v1/
 import { end, target } from "./settings.js";
 import { shown } from "./shown.js";
 
-// With these a watch may end that is worth opening again: where the server lets go of it, or of its connection.
+// The watch is opened again after these statuses: the server ended it, or its connection broke.
 const PASSING = new Set([codes.UNAVAILABLE, codes.RESOURCE_EXHAUSTED, codes.CANCELLED]);
 
 process.once("uncaughtException", end);
 const cell = process.argv[2] ?? "demo";
 const service = new CellExportService(target(), credentials(), options());
 const backoff = new Backoff();
-// What to go on after: so nothing is lost, and nothing comes twice.
+// The last revision received. The next watch continues after it, so no status is lost or sent twice.
 let revision = "0";
 
 for (;;) {
@@ -25,7 +25,7 @@ for (;;) {
   } catch (error) {
     const failed = failure(error);
     if (failed.reason === "REVISION_UNKNOWN") revision = "0";
-    // What a proxy says of a connection that broke behind it.
+    // A proxy ends a call with INTERNAL, without a reason, if the connection to its server breaks.
     else if (!PASSING.has(failed.code) && !(failed.code === codes.INTERNAL && !failed.reason)) {
       console.error(explanation(failed));
       process.exitCode = 1;
@@ -37,15 +37,15 @@ for (;;) {
 }
 service.close();
 
-/** One watch. It has no deadline: it ends when the export does, or with an error. */
+/** Print the messages of one watch. It has no deadline: it ends when no export is in progress, or with an error. */
 async function watch(): Promise<void> {
   const request = { cell, afterRevision: revision, untilReady: true };
   const messages = service.WatchCellExport(request, bearer("TOKEN"));
   for await (const message of messages as AsyncIterable<WatchCellExportResponse__Output>) {
-    if (backoff.isOutage) console.error("the server answers again");
+    if (backoff.isOutage) console.error("server available again");
     backoff.reset();
     revision = message.revision;
-    // Without a status the message says that the last one still holds.
+    // A message without a status means that the last status is still true.
     if (message.cellExport) console.log(`${revision} ${shown(message.cellExport)}`);
   }
 }

@@ -1,10 +1,11 @@
-// The snapshot directory, by the same rules as the exporter that comes with the server (server/exporter/area.py):
+// The snapshot directory, with the same layout as for the Python exporter (server/exporter/snapshot_directory.py):
 //
-// - `{Name}.{export id}.{epoch}.part` is being written, and locked by who writes it
-// - `{Name}.zip` appears by a link to the part, which never replaces a file and is all or nothing
+// - `{Name}.{export id}.{epoch}.part` is a part: a snapshot that is being written, locked by its exporter
+// - `{Name}.zip` is a complete snapshot: a hard link to the part, made in one step, which never replaces a file
 // - `{Name}.error` says why there is no zip
 //
-// The part's name is the fence: whoever gives up on an exporter takes its part away, and then it can't be linked.
+// The part's name is the fence: when the server or a newer exporter gives up on an exporter, it removes the part, and
+// then the old exporter can't link it.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { constants } from "node:fs";
@@ -30,19 +31,19 @@ export class Part {
     this.#target = target;
   }
 
-  /** Give the part its final name. It must be on the disk, and its exporter have just been heard. */
+  /** Give the part its final name. Sync it before, and confirm the lease (`Lease.confirm`). */
   async publish(): Promise<void> {
     try {
       await link(this.#path, this.#target);
     } catch (error) {
       if (errno(error) === "EEXIST") throw new Ended("REASON_NAME_TAKEN");
-      if (errno(error) === "ENOENT") throw new LeaseLost("The part was taken away.");
+      if (errno(error) === "ENOENT") throw new LeaseLost("The part was removed.");
       throw error;
     }
     try {
       await syncDirectory(this.#directory);
     } catch (error) {
-      // It might not be there after a power cut, and so it must not be called published.
+      // After a power cut the link might be gone, so don't report the snapshot as published.
       await unlink(this.#target);
       throw error;
     }
@@ -61,10 +62,10 @@ export class SnapshotArea {
     this.#root = root;
   }
 
-  /** Make the directory if it is missing, and remove the parts that nobody is writing. */
+  /** Make the directory if it is missing, and remove the parts that no exporter is writing. */
   async prepare(): Promise<void> {
     await makeDirectory(this.#root);
-    // Whether files can be made and locked is better known now than with the first export.
+    // Check now whether files can be made and locked, not only with the first export.
     const probe = join(this.#root, `.${process.pid}.probe`);
     const file = await locked(probe);
     await gone(probe);
@@ -78,7 +79,7 @@ export class SnapshotArea {
     }
   }
 
-  /** A part to write, in a directory where no older exporter of the cell can publish any more. */
+  /** Return a part to write. After this, no older exporter of the cell can publish. */
   async begin(cell: string, name: string, exportId: string, epoch: string): Promise<Part> {
     const directory = await this.#directory(cell);
     await fence(directory, BigInt(epoch));
@@ -90,7 +91,7 @@ export class SnapshotArea {
     return part;
   }
 
-  /** Leave `{Name}.error`: an error body that says why there is no snapshot. */
+  /** Write `{Name}.error`: an error body that says why there is no snapshot. */
   async note(cell: string, name: string, verb: string, reason: string): Promise<void> {
     const path = join(await this.#directory(cell), `${name}.error`);
     const value = `Cell export ${verb}. [${reason.replace("REASON_", "")}]`;
@@ -107,18 +108,18 @@ export class SnapshotArea {
   }
 }
 
-/** Take the parts of older exporters away, and of newer ones those that are dead. */
+/** Remove the parts of older exporters and of dead newer ones. Throw LeaseLost if a newer exporter is alive. */
 async function fence(directory: string, epoch: bigint): Promise<void> {
   for (const name of await readdir(directory)) {
     const match = PART.exec(name);
     const path = join(directory, name);
     if (!match) continue;
     if (BigInt(match[1]!) < epoch) await gone(path);
-    else if (!(await sweep(path)) && (await exists(path))) throw new LeaseLost("A newer exporter of the cell lives.");
+    else if (!(await sweep(path)) && (await exists(path))) throw new LeaseLost("A newer exporter is alive.");
   }
 }
 
-/** Remove a part, unless somebody holds its lock or it is no file. */
+/** Remove a part, unless an exporter holds its lock or it is no file. Return whether it was removed. */
 async function sweep(path: string): Promise<boolean> {
   let file: FileHandle;
   try {
@@ -135,7 +136,7 @@ async function sweep(path: string): Promise<boolean> {
   }
 }
 
-/** A new file, locked: one that a sweep took away before it was locked is made again. */
+/** Make a new file and lock it. If a sweep removed it before it was locked, make it again. */
 async function locked(path: string): Promise<FileHandle> {
   for (;;) {
     const file = await open(path, NEW, 0o600);
@@ -146,10 +147,11 @@ async function locked(path: string): Promise<FileHandle> {
 }
 
 /**
- * Lock an open file, and say whether that was possible.
+ * Lock an open file, and return whether that was possible.
  *
- * Node has no flock(2), but the program `flock` of util-linux has. The lock belongs to the open file, which the program
- * inherits from us and shares with us: it outlives the program, and ends when we close the file, or die.
+ * Node has no flock(2), so the program `flock` of util-linux takes the lock. It inherits the open file, and the lock
+ * belongs to the open file. So the lock stays when `flock` exits, and is released when this process closes the file or
+ * dies.
  */
 async function lock(file: FileHandle, ...options: string[]): Promise<boolean> {
   const child = spawn("flock", ["--exclusive", ...options, "3"], { stdio: ["ignore", "ignore", "inherit", file.fd] });
@@ -158,7 +160,7 @@ async function lock(file: FileHandle, ...options: string[]): Promise<boolean> {
   return code === 0;
 }
 
-/** Make a directory, unless there is one. A link is none: whoever put it there could have snapshots go anywhere. */
+/** Make a directory, unless it exists. Refuse a link: it could send snapshots anywhere. */
 async function makeDirectory(path: string): Promise<void> {
   try {
     await mkdir(path, 0o700);

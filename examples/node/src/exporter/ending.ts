@@ -1,9 +1,9 @@
-// How an export ends that leaves no snapshot.
+// The ways in which an export ends without a snapshot.
 import type { _cellexport_v1_Outcome_Reason } from "../generated/cellexport/v1/Outcome.js";
 
 export type Reason = keyof typeof _cellexport_v1_Outcome_Reason;
 
-/** Thrown where an export ends without a snapshot: the server is to be told the reason. */
+/** Thrown if an export ends without a snapshot. The exporter reports the reason to the server. */
 export class Ended extends Error {
   readonly reason: Reason;
 
@@ -13,13 +13,13 @@ export class Ended extends Error {
   }
 }
 
-/** Thrown where the export is not ours any more: nobody is to be told anything. */
+/** Thrown if this exporter no longer holds the lease. It reports nothing. */
 export class LeaseLost extends Error {}
 
-/** Throws to end the work: Ended or LeaseLost. Called often. */
+/** Throws Ended or LeaseLost to stop the work. The work calls it often. */
 export type Check = () => void;
 
-/** The system's name for what went wrong, or "" if it was none of the system's errors. */
+/** Return the name of a system error, like ENOENT, or "" for any other error. */
 export function errno(error: unknown): string {
   return error instanceof Error && "syscall" in error && "code" in error ? String(error.code) : "";
 }

@@ -1,4 +1,4 @@
-// Takes exports from the server, one after the other, and sees each through to its end.
+// The exporter: claims exports, one after the other, and does each to its end.
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
 import { type ClientUnaryCall, status as codes } from "@grpc/grpc-js";
@@ -19,7 +19,7 @@ import { Tally } from "./tally.js";
 
 const WAIT_SECONDS = 20;
 const CALL_SECONDS = 3;
-// How long an exporter that was told to end tries to say so.
+// How long the exporter tries, after SIGTERM or SIGINT, to report the result.
 const FAREWELL_MS = 3000;
 const INTERRUPTIONS: readonly Reason[] = ["REASON_SHUTDOWN", "REASON_CANCELLED"];
 const REFUSALS: ReadonlySet<codes> = new Set([codes.UNAUTHENTICATED, codes.PERMISSION_DENIED]);
@@ -40,7 +40,7 @@ export class Exporter {
     this.#area = area;
   }
 
-  /** End soon: an export that is being written is interrupted. */
+  /** Stop soon. A running export is interrupted. */
   stop(): void {
     this.#stopping.abort();
     this.#claiming?.cancel();
@@ -50,15 +50,15 @@ export class Exporter {
     return this.#stopping.signal.aborted;
   }
 
-  /** Do exports until told to stop, or until the server refuses the token. */
+  /** Do exports until `stop` is called. Throw SettingError if the server refuses the token. */
   async run(): Promise<void> {
-    // The same claim, tried again, is given the same export.
+    // A retry with the same id gets the same export again.
     let requestId = randomUUID();
     while (!this.#isStopping) {
       try {
         const { claimedExport } = await this.#claim(requestId);
         requestId = randomUUID();
-        if (this.#backoff.isOutage) log("info", "the server answers again");
+        if (this.#backoff.isOutage) log("info", "server available again");
         this.#backoff.reset();
         if (claimedExport) await this.#export(claimedExport);
       } catch (error) {
@@ -72,27 +72,27 @@ export class Exporter {
   }
 
   #claim(requestId: string): Promise<ClaimExportResponse__Output> {
-    // A server that was away is asked for an answer at once, to know that it is back.
+    // During an outage, ask for a response at once, to know when the server is available again.
     const request = { requestId, wait: { seconds: this.#backoff.isOutage ? 0 : WAIT_SECONDS } };
     return answer<ClaimExportResponse__Output>((done) => {
       this.#claiming = this.#service.ClaimExport(request, token(), within(WAIT_SECONDS + 5), done);
     });
   }
 
-  /** A claim may be answered in the moment it is cancelled: nobody is to wait for its lease to run out. */
+  /** Give back an export that the cancelled claim may have got. Otherwise it would wait until its lease expires. */
   async #giveBack(requestId: string): Promise<void> {
     await answer((done) => {
       const metadata = token();
-      // A connection that broke with the answer may be coming back.
+      // The connection may have broken, and be about to come back.
       metadata.setOptions({ waitForReady: true });
       this.#service.ClaimExport({ requestId, giveBack: true }, metadata, within(1), done);
     }).catch(() => null);
   }
 
-  /** Leave the server alone for a while, and say why, once. */
+  /** Pause, and log the reason once in an outage. */
   async #wait(failed: Failure): Promise<void> {
     const reason = explanation(failed);
-    if (!this.#backoff.isOutage) log("warning", "the server gives no work: trying again", { reason });
+    if (!this.#backoff.isOutage) log("warning", "claim failed: retrying", { reason });
     await this.#backoff.wait(failed.retryAfterMs, this.#stopping.signal);
   }
 
@@ -103,7 +103,7 @@ export class Exporter {
       const reason = await this.#attempt(claimed);
       const result = resultOf(reason);
       if (reason !== "REASON_UNSPECIFIED") await this.#note(claimed, result, reason);
-      log("info", "export ends", { ...labels, ...told(result, reason) });
+      log("info", "export ends", { ...labels, ...outcomeFields(result, reason) });
       await this.#finish(claimed, result, reason);
     } catch (error) {
       if (!(error instanceof LeaseLost)) throw error;
@@ -111,7 +111,7 @@ export class Exporter {
     }
   }
 
-  /** Do an export, and return why there is no snapshot: REASON_UNSPECIFIED if there is one. */
+  /** Do an export. Return why there is no snapshot, or REASON_UNSPECIFIED if there is one. */
   async #attempt(claimed: ClaimedExport__Output): Promise<Reason> {
     const tally = new Tally();
     const lease = new Lease(this.#service, claimed, tally);
@@ -151,7 +151,7 @@ export class Exporter {
   async #note(claimed: ClaimedExport__Output, result: string, reason: Reason): Promise<void> {
     const verb = result === "RESULT_INTERRUPTED" ? "was interrupted" : "failed";
     await this.#area.note(claimed.cell, claimed.name, verb, reason).catch((error: unknown) => {
-      log("warning", "the note of the failure can't be written", { error: String(error) });
+      log("warning", "error note not written", { error: String(error) });
     });
   }
 
@@ -167,7 +167,7 @@ export class Exporter {
         return;
       } catch (error) {
         const failed = failure(error);
-        if (!isPassing(failed)) return log("error", "the end was refused", { reason: why(failed) });
+        if (!isPassing(failed)) return log("error", "result refused", { reason: why(failed) });
         if (this.#isStopping && Date.now() > lastTry) return;
         await breathe();
       }
@@ -182,8 +182,8 @@ function refused(failed: Failure): string {
 
 type Result = "RESULT_SUCCEEDED" | "RESULT_INTERRUPTED" | "RESULT_FAILED";
 
-/** In the words of the server's log and of notes. The reason is empty for a success. */
-function told(result: Result, reason: Reason): { result: string; reason: string } {
+/** Return the log fields of a result, as in the server's log. The reason is empty for a success. */
+function outcomeFields(result: Result, reason: Reason): { result: string; reason: string } {
   const word = reason === "REASON_UNSPECIFIED" ? "" : reason.replace("REASON_", "");
   return { result: result.replace("RESULT_", ""), reason: word };
 }

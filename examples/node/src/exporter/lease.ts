@@ -1,4 +1,4 @@
-// Holds the lease on an export: reports how far it is, however long the work takes.
+// The lease on an export: reports renew it while the work goes on.
 import { randomInt } from "node:crypto";
 import { setTimeout as pause } from "node:timers/promises";
 import { status as codes } from "@grpc/grpc-js";
@@ -20,18 +20,18 @@ const PASSING: ReadonlySet<codes> = new Set([
   codes.UNKNOWN,
 ]);
 
-/** Whether the same call may be answered yet. If not, there is nothing to wait for: the lease runs out. */
+/** Return whether a retry of the same call may succeed. If not, the lease will expire. */
 export function isPassing({ code, reason }: Failure): boolean {
-  // A token that has ended may be followed by another in its file.
+  // An expired token may be replaced in its file.
   return PASSING.has(code) || (reason === "TOKEN_EXPIRED" && Boolean(process.env.CELLEXPORT_EXPORTER_TOKEN_FILE));
 }
 
-/** What an exporter presents. */
+/** Return the exporter's credentials. */
 export function token() {
   return bearer("CELLEXPORT_EXPORTER_TOKEN", "CELLEXPORT_MASTER_TOKEN");
 }
 
-/** Waits for half a second, more or less, so that exporters don't come all at once. */
+/** Wait a quarter to three quarters of a second, at random, so that exporters don't call all at once. */
 export async function breathe(): Promise<void> {
   await pause(randomInt(250, 750));
 }
@@ -43,7 +43,7 @@ export class Lease {
   readonly #seconds: number;
   readonly #over = new AbortController();
   #sequence = 0;
-  #isHeard = true;
+  #isReported = true;
   #isLost = false;
   #isCancelled = false;
 
@@ -54,11 +54,11 @@ export class Lease {
     this.#seconds = Number(claimed.leaseDuration?.seconds) + (claimed.leaseDuration?.nanos ?? 0) / 1e9;
   }
 
-  /** Report while some work is done. */
+  /** Send reports until the work is done. */
   async during<T>(work: Promise<T>): Promise<T> {
     const beating = this.#beat().catch((error: unknown) => {
-      // A lease that nobody renews will be lost; to know it now is better than to find out.
-      log("error", "no more reports can be made", { error: String(error) });
+      // Without reports the lease will expire. Stop the work now.
+      log("error", "reports failed: unexpected error", { error: String(error) });
       this.#isLost = true;
     });
     try {
@@ -69,13 +69,13 @@ export class Lease {
     }
   }
 
-  /** Throws what the server has answered last. */
+  /** Throw LeaseLost or Ended if the last response of the server says so. */
   check(): void {
-    if (this.#isLost) throw new LeaseLost("The export is not ours any more.");
+    if (this.#isLost) throw new LeaseLost("The lease is lost.");
     if (this.#isCancelled) throw new Ended("REASON_CANCELLED");
   }
 
-  /** Wait until the server has answered a report: only who has just been heard may publish. */
+  /** Wait until a report succeeds. Call it before publishing: only the holder of the lease may publish. */
   async confirm(check: Check): Promise<void> {
     while (!(await this.#report())) {
       check();
@@ -87,13 +87,13 @@ export class Lease {
   async #beat(): Promise<void> {
     const { signal } = this.#over;
     while (!signal.aborted && !this.#isLost) {
-      // Two reports may be lost, and the lease is still held.
+      // With three reports in a lease, two may be lost without losing the lease.
       if (await this.#report()) await pause((this.#seconds * 1000) / 3, null, { signal }).catch(() => null);
       else await breathe();
     }
   }
 
-  /** Report once, and tell whether the server took it. */
+  /** Send one report. Return whether it succeeded. */
   async #report(): Promise<boolean> {
     if (this.#isLost) return false;
     this.#sequence += 1;
@@ -105,16 +105,16 @@ export class Lease {
         this.#service.ReportProgress(request, token(), limit, done),
       );
       this.#isCancelled ||= cancelRequested;
-      this.#isHeard = true;
+      this.#isReported = true;
       return true;
     } catch (error) {
       const failed = failure(error);
-      // LEASE_LOST, above all. To go on would be work for nobody.
+      // LEASE_LOST, usually. Further work would be useless.
       this.#isLost ||= !isPassing(failed);
-      // Once, however long the server is away.
-      if (this.#isLost) log("warning", "the lease is lost", { reason: why(failed) });
-      else if (this.#isHeard) log("warning", "the server takes no report", { reason: explanation(failed) });
-      this.#isHeard = false;
+      // Log only the first failure of an outage.
+      if (this.#isLost) log("warning", "lease lost", { reason: why(failed) });
+      else if (this.#isReported) log("warning", "report failed: retrying", { reason: explanation(failed) });
+      this.#isReported = false;
       return false;
     }
   }

@@ -11,7 +11,7 @@ import { log } from "./log.js";
 process.once("uncaughtException", end);
 process.umask(0o077);
 const unit = directory("CELLEXPORT_UNIT_DIR", "var/unit");
-// Asked for with each call; that there is none is better known now.
+// Each call reads the token. Fail now if it is missing.
 token();
 const service = new ExporterService(target(), credentials(), options());
 try {
@@ -22,7 +22,7 @@ try {
   const exporter = new Exporter(service, join(unit, "cells"), area);
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
     process.once(signal, () => {
-      log("info", "ending");
+      log("info", "shutting down");
       exporter.stop();
     });
   }

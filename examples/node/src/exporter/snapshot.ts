@@ -1,4 +1,4 @@
-// Writes a cell's snapshot, in the layout of docs/snapshot.md.
+// Writes the snapshot of a cell, in the layout of docs/snapshot.md.
 import { createHash } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
 import { Ended, errno, type Check } from "./ending.js";
@@ -16,7 +16,7 @@ const ODATA = [
   ...["51_complextypeproperty", "60_associationend", "70_userdata", "80_link"],
 ].map((stem) => `${stem}.pjson`);
 
-/** What to write a snapshot of, and what its manifest says. */
+/** The cell to export, and the data for the snapshot's manifest. */
 export interface Subject {
   cell: string;
   owner: string;
@@ -26,7 +26,7 @@ export interface Subject {
   directory: string;
 }
 
-/** Count what there is to write into the tally's totals. */
+/** Count all entries and bytes into the tally's totals. */
 export async function count(subject: Subject, tally: Tally, check: Check): Promise<void> {
   tally.entriesTotal = ODATA.length + 1;
   await eachIn(subject, "webdav", async (found) => {
@@ -36,7 +36,7 @@ export async function count(subject: Subject, tally: Tally, check: Check): Promi
   });
 }
 
-/** Write the snapshot, and count what is done into the tally. Memory grows by less than a kilobyte with each entry. */
+/** Write the snapshot, and count the progress into the tally. Memory grows by less than a kilobyte with each entry. */
 export async function write(subject: Subject, file: FileHandle, tally: Tally, check: Check): Promise<void> {
   const snapshot = new Snapshot(file, tally, check);
   const head = { _id: subject.cell, _source: { Name: subject.cell, Owner: subject.owner } };
@@ -45,7 +45,7 @@ export async function write(subject: Subject, file: FileHandle, tally: Tally, ch
   await eachIn(subject, "odata", async (found) => {
     const name = `10_odata/${found.path}`;
     if (!missing.delete(found.path)) return snapshot.skip(name, "not a known part of a cell");
-    // Data that is there and can't be taken must not look like data that is not there.
+    // Fail the export: otherwise data that can't be read would look like data that doesn't exist.
     const skipped = found.kind === "file" ? await snapshot.addFile(name, found) : found.kind;
     if (skipped) throw new Ended("REASON_SOURCE_UNREADABLE", `odata/${found.path}: ${skipped}`);
   });
@@ -76,7 +76,7 @@ class Snapshot {
     await this.#add(name, this.#created, [Buffer.from(text)]);
   }
 
-  /** Add what was found, or tell why it is to be skipped. A directory is an entry of its own only if it is empty. */
+  /** Add an entry, or return why to skip it. Only an empty directory gets an entry of its own. */
   async addFound(name: string, found: Found): Promise<Skipped | null> {
     if (entryName(name).length >= LONGEST_NAME) return "name too long";
     switch (found.kind) {
@@ -110,7 +110,7 @@ class Snapshot {
     this.#tally.entriesDone += 1;
   }
 
-  /** Add the list and the manifest, and end the zip. */
+  /** Add the list of entries and the manifest, and finish the zip. */
   async finish(subject: Subject): Promise<void> {
     const digest = createHash("sha256");
     for (const line of this.#lines) digest.update(line);
@@ -148,14 +148,14 @@ class Snapshot {
     }
   }
 
-  /** Just as many bytes as the file had when it was opened: what is appended meanwhile is for the next snapshot. */
+  /** Yield as many bytes as the file had when it was opened. Bytes appended later are for the next snapshot. */
   async *#read(file: FileHandle, size: number, path: string) {
     const buffer = Buffer.allocUnsafe(CHUNK);
     for (let left = size; left > 0; ) {
       const { bytesRead } = await file.read(buffer, 0, Math.min(left, CHUNK)).catch((error: unknown) => {
         throw new Ended("REASON_SOURCE_UNREADABLE", `${path}: ${errno(error)}`);
       });
-      if (!bytesRead) throw new Ended("REASON_SOURCE_CHANGED", `${path}: was cut short`);
+      if (!bytesRead) throw new Ended("REASON_SOURCE_CHANGED", `${path}: truncated while it was read`);
       left -= bytesRead;
       yield buffer.subarray(0, bytesRead);
       this.#tally.bytesDone += bytesRead;

@@ -1,16 +1,17 @@
 import type { Progress } from "../generated/cellexport/v1/Progress.js";
 
-// An entry counts as much work as this many bytes: neither a huge file nor a million small ones looks like a stall.
+// One entry counts as much work as this many bytes, so that neither one huge file nor a million small ones looks
+// stalled.
 const ENTRY_WEIGHT = 4096;
 
-/** How far an export is. The totals grow while everything is counted. */
+/** The progress of an export. The totals grow while the exporter counts. */
 export class Tally {
   entriesDone = 0;
   entriesTotal = 0;
   bytesDone = 0;
   bytesTotal = 0;
 
-  /** What to report. Where more was found than had been counted, the totals grow with it. */
+  /** Return the progress for a report. If more was done than counted, the totals are raised. */
   progress(): Progress {
     const entriesTotal = Math.max(this.entriesTotal, this.entriesDone);
     const bytesTotal = Math.max(this.bytesTotal, this.bytesDone);

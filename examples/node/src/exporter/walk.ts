@@ -1,21 +1,21 @@
-// Walks a cell's directory without ever leaving it.
+// Walks a cell's directory, and never leaves it.
 //
-// Node has no openat(2). `/proc/self/fd/{n}/{name}` does what it does: the name is looked up in the open directory, so
-// that no part of the way there can have become a link meanwhile. Hence Linux alone.
+// Node has no openat(2). `/proc/self/fd/{n}/{name}` has the same effect: the name is resolved in the open directory, so
+// no part of the path can have become a link meanwhile. So this works on Linux only.
 import { constants } from "node:fs";
 import { type FileHandle, lstat, open, readdir } from "node:fs/promises";
 import { Ended, errno } from "./ending.js";
 
 const DIRECTORY = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
-// Not blocking: opening a pipe that took a file's place must not wait for a writer.
+// O_NONBLOCK: if a pipe has replaced the file, opening it must not wait for a writer.
 const FILE = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 
-/** Why something is not in the snapshot. */
+/** The reason why a file or directory is not in the snapshot. */
 export type Skipped = "symlink" | "special file" | "vanished" | "name too long" | "not a known part of a cell";
 
-/** Something below the root. `parent` is open until the next one is asked for. */
+/** A file or directory below the root. `parent` is open until the generator is asked for the next one. */
 export interface Found {
-  /** Relative, its parts separated by `/`, a character for each byte. */
+  /** The relative path, separated by `/`, with one character for each byte. */
   path: string;
   name: string;
   parent: FileHandle;
@@ -24,7 +24,7 @@ export interface Found {
   mtimeMs: number;
 }
 
-/** A part of a cell's directory, or null if the cell doesn't have it. */
+/** Open a subdirectory of a cell's directory. Return null if it doesn't exist. */
 export async function openPart(cell: string, name: string): Promise<FileHandle | null> {
   try {
     const directory = await open(cell, DIRECTORY);
@@ -41,10 +41,10 @@ export async function openPart(cell: string, name: string): Promise<FileHandle |
   }
 }
 
-/** Everything below an open directory, in the order of the names' bytes. */
+/** Yield all files and directories below an open directory, in the byte order of their names. */
 export async function* walk(parent: FileHandle, path = ""): AsyncGenerator<Found> {
   for (const name of await names(parent, path)) {
-    const found = await look(parent, name, path + name);
+    const found = await inspect(parent, name, path + name);
     if (found.kind !== "directory") {
       yield found;
       continue;
@@ -64,7 +64,7 @@ export async function* walk(parent: FileHandle, path = ""): AsyncGenerator<Found
   }
 }
 
-/** Open a file that was found, or say why it is to be skipped. */
+/** Open a file, or return why to skip it. */
 export async function openFile(found: Found): Promise<FileHandle | Skipped> {
   const opened = await openFound(found, FILE);
   if (typeof opened === "string" || (await opened.stat()).isFile()) return opened;
@@ -84,7 +84,7 @@ async function openFound(found: Found, flags: number): Promise<FileHandle | Skip
   }
 }
 
-async function look(parent: FileHandle, name: string, path: string): Promise<Found> {
+async function inspect(parent: FileHandle, name: string, path: string): Promise<Found> {
   const found: Found = { path, name, parent, kind: "vanished", size: 0, mtimeMs: 0 };
   try {
     const status = await lstat(below(parent, name));

@@ -1,7 +1,7 @@
-// Writes a zip whose entries are stored as they are: no compression, and so no package.
+// Writes a zip without compression, so no package is needed.
 //
-// Every number is a wide one (zip64), so there is one layout for small snapshots and for large ones. An entry's header
-// is written after its content, when its checksum is known: the file must be one that can be written anywhere.
+// All sizes are in zip64 fields, so small and large snapshots have the same layout. The header of an entry is written
+// after its content, when the checksum is known. So the file must allow writes at any position.
 import type { FileHandle } from "node:fs/promises";
 
 const VERSION = 45;
@@ -24,7 +24,7 @@ export class ZipWriter {
     this.#file = file;
   }
 
-  /** Add an entry. A name that ends in a slash is a directory's. */
+  /** Add an entry. A name that ends in a slash is a directory. */
   async add(name: Buffer, mtimeMs: number, content: AsyncIterable<Buffer> | Iterable<Buffer>): Promise<void> {
     const start = this.#position;
     this.#position += HEADER_SIZE + name.length + HEADER_FIELD_SIZE;
@@ -46,7 +46,7 @@ export class ZipWriter {
     this.#records.push(record(numbers, name, size, start));
   }
 
-  /** Write the directory, which ends the zip. */
+  /** Write the central directory, which ends the zip. */
   async finish(): Promise<void> {
     const start = this.#position;
     for (const entry of this.#records) await this.#write(entry);
@@ -71,7 +71,7 @@ function record(numbers: Buffer, name: Buffer, size: number, start: number): Buf
   head.writeUInt16LE(MADE_ON_UNIX | VERSION, 4);
   head.writeUInt16LE(VERSION, 6);
   const wide = field(size, size, start);
-  // The lengths of the field and of a comment, the disk, and what the entry is.
+  // The lengths of the extra field and the comment, the disk number, and the attributes of the entry.
   const tail = Buffer.alloc(16);
   tail.writeUInt16LE(wide.length, 0);
   tail.writeUInt32LE((isDirectory ? DIRECTORY_MODE : FILE_MODE) * 0x1_0000 + (isDirectory ? DOS_DIRECTORY : 0), 8);
@@ -101,7 +101,7 @@ function end(count: number, start: number, position: number): Buffer {
   return Buffer.concat([wide, locator, narrow]);
 }
 
-/** The extra field with the wide numbers. */
+/** Return the zip64 extra field. */
 function field(...numbers: number[]): Buffer {
   const wide = Buffer.alloc(4 + 8 * numbers.length);
   wide.writeUInt16LE(1, 0);
@@ -116,7 +116,7 @@ function uint16(number: number): Buffer {
   return two;
 }
 
-/** A zip's own dates lie between 1980 and 2107; the true one is in the snapshot's list. */
+/** Return a time in the zip's own format, from 1980 to 2107. The exact time is in the snapshot's list of entries. */
 function dosTime(mtimeMs: number): number {
   const time = new Date(Math.min(Math.max(mtimeMs, Date.UTC(1980)), Date.UTC(2107, 11, 31, 23, 59, 58)));
   const date = ((time.getUTCFullYear() - 1980) << 9) | ((time.getUTCMonth() + 1) << 5) | time.getUTCDate();
@@ -131,7 +131,7 @@ async function writeAll(file: FileHandle, chunk: Buffer, position: number): Prom
   }
 }
 
-// zlib.crc32 is not in every Node that this runs on.
+// Older supported versions of Node have no zlib.crc32.
 const TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
   let crc = byte;
   for (let bit = 0; bit < 8; bit++) crc = crc & 1 ? (crc >>> 1) ^ 0xedb8_8320 : crc >>> 1;
