@@ -114,7 +114,9 @@ def target(environment: Environment) -> str:
         if name.startswith("unix"):
             raise SettingError(f"{_CA}: {name} is a unix socket, where TLS is not spoken. Unset one of them.")
         if "," in name and not environment.text(_NAME, ""):
-            raise SettingError(f"{_NAME}: a list of addresses has no name of its own. Set the one in the certificates.")
+            raise SettingError(
+                f"{_NAME}: the target is a list of addresses. Set the name in the servers' certificates."
+            )
     elif not (_is_local(name) or allowed):
         raise SettingError(
             f"CELLEXPORT_GRPC_TARGET: {name} is another machine, and the call would be plaintext. "

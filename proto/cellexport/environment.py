@@ -76,7 +76,7 @@ class Environment:
     def directory(self, name: str, default: str | Path) -> Path:
         path = self.path(name, default)
         if not path.is_dir():
-            raise SettingError(f"{name}: {path} is not a directory. Make it, or name one that is there.")
+            raise SettingError(f"{name}: {path} is not a directory. Make it, or name an existing directory.")
         return path
 
     def url(self, name: str, default: str, *, placeholder: str = "") -> str:

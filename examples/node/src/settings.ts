@@ -38,7 +38,7 @@ export function directory(name: string, otherwise: string): string {
   const path = resolve(process.env[name] || otherwise);
   // Only a directory contains `.`.
   if (existsSync(`${path}/.`)) return path;
-  throw new SettingError(`${name}: ${path} is not a directory. Make it, or name one that is there.`);
+  throw new SettingError(`${name}: ${path} is not a directory. Make it, or name an existing directory.`);
 }
 
 /** The PEM files for TLS: the authority of the server, and the client's certificate and key. */

@@ -155,7 +155,7 @@ export class Exporter {
     });
   }
 
-  /** Say how it ended, until the server has heard it. */
+  /** Report the result, and retry until the server responds. When stopping, give up 3 seconds after the first attempt. */
   async #finish(claimed: ClaimedExport__Output, result: Result, reason: Reason): Promise<void> {
     const request = { cell: claimed.cell, lease: claimed.lease, result, reason };
     const lastTry = Date.now() + FAREWELL_MS;
