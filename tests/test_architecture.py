@@ -26,7 +26,7 @@ ROOMS = {
     "proto/cellexport": {"cellexport"},
     "gateway": {"cellexport"},
     "server/exporter": {"cellexport"},
-    "server/exports": {"cellexport.request_key", "server.refusals"},
+    "server/exports": {"cellexport.outcomes", "cellexport.request_key", "server.refusals"},
     "server/auth": {"cellexport", "server.exports.model", "server.cells", "server.refusals"},
     "server/stores": {"cellexport", "server.exports", "server.refusals", "server.tasks"},
     "server/rpc": {"cellexport", "server.exports", "server.auth", "server.cells", "server.refusals"},

@@ -16,7 +16,7 @@ from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 from server.exporter.bar import Bar
 from server.exporter.runner import RefusedError, Runner
 from server.exporter.settings import Settings
-from server.exporter.snapshot_directory import AreaError, SnapshotDirectory
+from server.exporter.snapshot_directory import SnapshotDirectory, SnapshotDirectoryError
 from server.exporter.verifying.command import verify
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
@@ -29,7 +29,7 @@ def main() -> None:
     os.umask(0o077)
     try:
         cli(prog_name="cellexport-exporter")
-    except (SettingError, RefusedError, AreaError, OSError) as error:
+    except (SettingError, RefusedError, SnapshotDirectoryError, OSError) as error:
         print(f"cellexport-exporter: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -15,11 +15,9 @@ from contextlib import suppress
 from typing import IO, BinaryIO, Protocol, cast
 
 from server.exporter import names
-from server.exporter.snapshot_directory import MANIFEST
+from server.exporter.names import ENTRIES, MANIFEST
 from server.exporter.tally import Tally
 from server.exporter.walk import Found, Skipped, SourceChangedError, SourceError, open_file
-
-ENTRIES = "00_entries.ndjson"
 
 _CHUNK = 256 * 1024
 # Zips are a few percent larger than at zlib's default level, and take little more than half the time

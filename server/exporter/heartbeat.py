@@ -1,7 +1,6 @@
 """Reports the progress of an export to the server, in a separate thread, so that a slow disk never costs the lease."""
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -13,22 +12,11 @@ from cellexport import client
 from cellexport.environment import SecretSource
 from cellexport.v1.exporter_pb2 import ClaimedExport, Progress, ReportProgressRequest
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
+from server.exporter.calls import is_transient, jittered, reason
 
 # At most five reports a second.
 _SHORTEST_SECONDS = 0.2
 _RETRY_SECONDS = 0.5
-
-# The statuses from which a server may recover. After any other status a retry is pointless, and the lease runs out.
-_TRANSIENT = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
-    }
-)
 
 _log = logging.getLogger(__name__)
 
@@ -163,19 +151,3 @@ class Heartbeat:
         if self._accepted and not accepted:
             _log.warning("progress reports fail; retrying", extra=labels | {"reason": why})
         self._accepted = accepted
-
-
-def is_transient(error: grpc.RpcError, token: SecretSource) -> bool:
-    """Return whether a retry of the call may succeed. A refused token may yet be replaced in its file."""
-    return error.code() in _TRANSIENT or (token.renewable and error.code() is grpc.StatusCode.UNAUTHENTICATED)
-
-
-def reason(error: grpc.RpcError) -> str:
-    """Return why a call failed: the server's reason, or the name of the gRPC status if there is no reason."""
-    info = client.error_info(error)
-    return error.code().name if info is None else info.reason
-
-
-def jittered(seconds: float) -> float:
-    """Return between half and one and a half of the time, so that exporters don't retry all at once."""
-    return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - no secret depends on it

@@ -1,4 +1,4 @@
-"""Names of zip entries, made from the names of files.
+"""Names of zip entries: the fixed ones, and those made from the names of files.
 
 The name of an entry is always valid UTF-8 and relative, and unpacks only below the target directory, on Windows too.
 Unsafe characters become `%XX`, byte by byte. A `%` before two hexadecimal digits becomes `%25`. So two files never
@@ -7,6 +7,9 @@ share a name, and the original name can be restored.
 
 import os
 import re
+
+MANIFEST = "00_manifest.json"
+ENTRIES = "00_entries.ndjson"
 
 # In bytes. The zip format stores the length of a name in 16 bits.
 LONGEST = 65_535

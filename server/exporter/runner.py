@@ -17,19 +17,13 @@ from cellexport.program import logs
 from cellexport.v1.cell_export_pb2 import Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest, FinishExportRequest
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
-from server.exporter import ending, snapshot
+from server.exporter import outcome, snapshot
 from server.exporter.bar import Bar
-from server.exporter.heartbeat import (
-    ExportCancelledError,
-    Heartbeat,
-    LeaseLostError,
-    is_transient,
-    jittered,
-    reason,
-)
+from server.exporter.calls import is_transient, jittered, reason
+from server.exporter.heartbeat import ExportCancelledError, Heartbeat, LeaseLostError
 from server.exporter.part import FencedError, NameTakenError
 from server.exporter.snapshot import StoppedError, Subject
-from server.exporter.snapshot_directory import FULL, SnapshotDirectory
+from server.exporter.snapshot_directory import SnapshotDirectory, is_out_of_space
 from server.exporter.tally import Tally
 from server.exporter.walk import SourceChangedError, SourceError
 
@@ -149,11 +143,11 @@ class Runner:
                 return
             finally:
                 self._bar.end()
-        result = ending.result_of(why)
-        names = ending.named(result, why)
+        result = outcome.result_of(why)
+        fields = outcome.fields_of(result, why)
         if why != Outcome.REASON_UNSPECIFIED:
-            self._note(claimed, **names)
-        _log.info("export ends", extra=labels | names)
+            self._note(claimed, **fields)
+        _log.info("export ends", extra=labels | fields)
         self._finish(claimed, result, why)
 
     def _attempt(self, claimed: ClaimedExport, tally: Tally, heartbeat: Heartbeat) -> Outcome.Reason.ValueType:
@@ -171,8 +165,8 @@ class Runner:
         except SourceChangedError as error:
             return _failed(Outcome.REASON_SOURCE_CHANGED, claimed, error)
         except OSError as error:
-            full = error.errno in FULL
-            return _failed(Outcome.REASON_NO_SPACE if full else Outcome.REASON_SNAPSHOT_UNWRITABLE, claimed, error)
+            no_space = is_out_of_space(error)
+            return _failed(Outcome.REASON_NO_SPACE if no_space else Outcome.REASON_SNAPSHOT_UNWRITABLE, claimed, error)
         except (LeaseLostError, FencedError):
             raise
         except Exception:

@@ -21,18 +21,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from server.exporter.names import MANIFEST
 from server.exporter.part import NameTakenError, Part, epoch_of, fence, locked, part_name, parts_in, sweep
-
-MANIFEST = "00_manifest.json"
-# The errors of a file system without room.
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _MANIFEST_LIMIT = 64 * 1024
 
 _log = logging.getLogger(__name__)
 
 
-class AreaError(Exception):
+def is_out_of_space(error: OSError) -> bool:
+    """Return whether an error means that the file system, a quota or a size limit leaves no space."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class SnapshotDirectoryError(Exception):
     """Raised when the snapshot directory can't be used. The text names the directory and the reason."""
 
 
@@ -50,15 +52,15 @@ class SnapshotDirectory:
         """Create the directory if it is missing, and check that files can be written there.
 
         Raises:
-            AreaError: if files can't be written. A lack of space raises nothing, because it may be temporary.
+            SnapshotDirectoryError: if files can't be written. A lack of space raises nothing: it may pass.
         """
         try:
             _make_directory(self._root)
             with tempfile.TemporaryFile(dir=self._root):
                 pass
         except OSError as error:
-            if error.errno not in FULL:
-                raise AreaError(f"{self._root} can't be used for snapshots: {error.strerror}.") from error
+            if not is_out_of_space(error):
+                raise SnapshotDirectoryError(f"{self._root} can't be used for snapshots: {error.strerror}.") from error
 
     def exists(self, cell: str, name: str) -> bool:
         """Return whether a snapshot of that name exists."""

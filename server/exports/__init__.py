@@ -6,5 +6,6 @@
 - `expiry` ends exports whose exporter is silent. `watches` follows one cell for many subscribers.
 - `store_pulse`: whether the store answers.
 
-Rules import no gRPC, no protobuf, no SQL and no other room: only `server.refusals`, and the form of a request key.
+Rules import no gRPC, no protobuf, no SQL and no other room: only `server.refusals`, the form of a request key,
+and the list of interruptions.
 """

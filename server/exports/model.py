@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 
+from cellexport.outcomes import INTERRUPTIONS
+
 
 class Phase(StrEnum):
     """The stage of an export in progress."""
@@ -39,10 +41,7 @@ class Reason(StrEnum):
     @property
     def result(self) -> Result:
         """Return the result that this reason implies: INTERRUPTED or FAILED."""
-        return Result.INTERRUPTED if self in _INTERRUPTIONS else Result.FAILED
-
-
-_INTERRUPTIONS = frozenset({Reason.LEASE_EXPIRED, Reason.SHUTDOWN, Reason.QUEUE_TIMEOUT, Reason.CANCELLED})
+        return Result.INTERRUPTED if self.name in INTERRUPTIONS else Result.FAILED
 
 
 def outcome_fields(result: Result, reason: Reason | None) -> dict[str, str]:

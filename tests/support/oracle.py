@@ -38,7 +38,7 @@ _AWAY = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
 )
-_POLL_SECONDS = 0.03
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.exporter import names
-from server.exporter.archive import ENTRIES
+from server.exporter.names import ENTRIES, MANIFEST
 from server.exporter.snapshot import ALWAYS
-from server.exporter.snapshot_directory import MANIFEST
 from server.exporter.tally import Tally
 from server.exporter.verifying.file_window import DamagedError, Window, opened
 from server.exporter.verifying.listing import MANIFEST_LIMIT, Manifest, read_lines, read_manifest

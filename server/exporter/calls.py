@@ -1,0 +1,36 @@
+"""Calls to the server: which failures may pass, why a call failed, and how long to wait before a retry."""
+
+import random
+
+import grpc
+
+from cellexport import client
+from cellexport.environment import SecretSource
+
+# The statuses from which a server may recover. After any other status a retry is pointless, and the lease runs out.
+_TRANSIENT = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
+
+
+def is_transient(error: grpc.RpcError, token: SecretSource) -> bool:
+    """Return whether a retry of the call may succeed. A refused token may yet be replaced in its file."""
+    return error.code() in _TRANSIENT or (token.renewable and error.code() is grpc.StatusCode.UNAUTHENTICATED)
+
+
+def reason(error: grpc.RpcError) -> str:
+    """Return why a call failed: the server's reason, or the name of the gRPC status if there is no reason."""
+    info = client.error_info(error)
+    return error.code().name if info is None else info.reason
+
+
+def jittered(seconds: float) -> float:
+    """Return between half and one and a half of the time, so that exporters don't retry all at once."""
+    return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - no secret depends on it
