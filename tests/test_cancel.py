@@ -186,7 +186,7 @@ def test_an_export_that_reports_and_does_not_move_is_stalled_until_it_does(unit:
         assert not unit.get().exportation.stalled
 
 
-def test_to_be_called_stalled_renews_no_lease(unit: Unit) -> None:
+def test_a_stalled_mark_renews_no_lease(unit: Unit) -> None:
     unit.lease_seconds = 1.0
     unit.start_server()
 

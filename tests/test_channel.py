@@ -58,7 +58,7 @@ def test_a_report_whose_connection_breaks_is_sent_again_and_counts_once(unit: Un
     assert unit.get().exportation.progress_percent == 50
 
 
-def test_what_the_server_itself_refuses_for_its_store_is_not_asked_again(unit: Unit) -> None:
+def test_a_call_refused_because_of_the_store_is_not_retried(unit: Unit) -> None:
     server = unit.start_server()
     (unit.directory / "export.db").unlink()
     with unit.channel() as channel:

@@ -157,7 +157,7 @@ def test_a_pod_sets_what_its_program_reads_and_asks_where_it_listens(unit: Unit,
     assert spec["terminationGracePeriodSeconds"] > ending
 
 
-def test_what_belongs_together_in_the_manifests_has_the_same_labels_and_names() -> None:
+def test_the_manifests_agree_on_labels_and_names() -> None:
     templates = [document["spec"]["template"]["metadata"]["labels"] for document in of_kind("Deployment")]
     services = {document["metadata"]["name"]: document["spec"] for document in of_kind("Service")}
     selectors = [service["selector"] for service in services.values()]

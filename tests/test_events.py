@@ -129,7 +129,7 @@ texts = st.text(max_size=60)
 
 
 @given(texts, st.none() | texts, st.none() | texts, texts)
-def test_whatever_goes_in_one_event_is_one_line(key: str, schema: str | None, subject: str | None, info: str) -> None:
+def test_one_event_is_one_line_whatever_its_texts(key: str, schema: str | None, subject: str | None, info: str) -> None:
     caller = Caller(schema=schema, subject=subject)
     line = format_line(Event(time=1486976400000, request_key=key, caller=caller, type=Type.STATUS, info=info))
     line.encode()

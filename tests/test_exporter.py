@@ -227,7 +227,7 @@ def test_a_name_that_appears_meanwhile_is_left_as_it_is(unit: Unit) -> None:
 
 @pytest.mark.fault("F58")
 @needs_root
-def test_what_cannot_be_read_fails_the_export_and_says_so(unit: Unit) -> None:
+def test_an_unreadable_source_fails_the_export_with_its_reason(unit: Unit) -> None:
     (unit.directory / "cells" / "demo" / "webdav" / "hello.txt").chmod(0)
     unit.start_server()
     # Root without the capabilities that let it read any file.

@@ -233,7 +233,7 @@ def _load(unit: Unit) -> Iterator[list[int | str]]:
 
 @pytest.mark.fault("F06")
 @pytest.mark.long
-def test_what_nobody_waits_for_any_more_is_not_done_after_a_pause(unit: Unit) -> None:
+def test_a_resumed_server_skips_calls_whose_callers_are_gone(unit: Unit) -> None:
     unit.add_cell("other")
     unit.add_cell("third")
     server = unit.start_server()

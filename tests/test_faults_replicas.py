@@ -234,7 +234,7 @@ def report_all(unit: Unit, ports: list[int], seed: int, acknowledged: dict[str, 
 @pytest.mark.timeout(300)
 @needs("redis-server")
 @pytest.mark.parametrize("seed", [1, 2])
-def test_whatever_dies_and_comes_back_no_status_lies(unit: Unit, store: RedisServer, seed: int) -> None:
+def test_no_status_is_false_while_programs_are_killed_and_restarted(unit: Unit, store: RedisServer, seed: int) -> None:
     """For half a minute, one program after the other is killed: servers, exporters, the gateway, Redis."""
     chance = random.Random(seed)
     make_large(unit, 150)

@@ -76,7 +76,7 @@ def add_first_file(webdav: Path) -> None:
 
 
 @pytest.mark.fault("F56", "F59", "F63")
-def test_what_changes_after_it_was_counted_is_listed_as_what_it_became(unit: Unit, webdav: Path, canary: Path) -> None:
+def test_a_path_that_changes_after_the_count_is_listed_as_it_is_now(unit: Unit, webdav: Path, canary: Path) -> None:
     add_first_file(webdav)
     for path in ("gone", "to-link", "to-pipe", "dir-gone/a", "dir-to-link/secret", "deep/to-link/inner/secret", "last"):
         (webdav / path).parent.mkdir(parents=True, exist_ok=True)

@@ -124,7 +124,7 @@ def test_metadata_is_an_allow_list(seen: Seen, headers: list[tuple[str, str]], q
         ([("traceparent", f"00-{'1' * 32}-{'0' * 16}-01")], "", []),
     ],
 )
-def test_what_is_forwarded(
+def test_only_the_allowed_headers_are_forwarded(
     seen: Seen, headers: list[tuple[str, str]], query: str, expected: list[tuple[str, str]]
 ) -> None:
     seen.calls.clear()

@@ -72,7 +72,7 @@ def test_a_claim_whose_caller_has_gone_is_given_to_the_next(unit: Unit, exporter
     assert exporter.claim() is not None
 
 
-def test_what_was_claimed_and_not_begun_can_be_given_back(unit: Unit, exporter: HandExporter) -> None:
+def test_an_unstarted_claim_can_be_given_back(unit: Unit, exporter: HandExporter) -> None:
     unit.begin("one")
     claimed = exporter.claim(request_id="0123456789abcdef")
     assert claimed is not None
@@ -100,7 +100,7 @@ def test_what_was_claimed_and_not_begun_can_be_given_back(unit: Unit, exporter: 
     assert exporter.must_claim().cell == "other"
 
 
-def test_what_is_given_back_is_not_taken_for_what_another_was_given(unit: Unit, exporter: HandExporter) -> None:
+def test_giving_back_a_claim_leaves_another_claim_alone(unit: Unit, exporter: HandExporter) -> None:
     unit.add_cell("younger")
     for cell in ("demo", "younger"):
         unit.begin(cell=cell)
@@ -369,7 +369,7 @@ def deep_manifest(path: Path) -> None:
     ],
     ids=["compression", "deep", "pipe", "directory", "text", "loop"],
 )
-def test_whatever_stands_in_a_snapshots_place_an_export_ends(
+def test_an_export_ends_whatever_lies_at_its_snapshots_path(
     unit: Unit, exporter: HandExporter, make: Callable[[Path], object]
 ) -> None:
     unit.add_cell("other")

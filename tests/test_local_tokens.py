@@ -98,7 +98,9 @@ VECTORS = [
 
 
 @pytest.mark.parametrize(("token", "at", "expected"), VECTORS)
-def test_what_a_real_unit_made_is_judged_right_at_its_time(tmp_path: Path, token: str, at: int, expected: str) -> None:
+def test_tokens_of_a_real_unit_are_judged_right_at_their_time(
+    tmp_path: Path, token: str, at: int, expected: str
+) -> None:
     with Unit(tmp_path / "unit") as unit:
         unit.add_cell("cell1")
         text = f'owner = "{OWNER}"\n[accounts]\nme = ["admin"]\n[acl]\nadmin = ["root"]\n'

@@ -104,7 +104,7 @@ def test_any_pairs_joined_come_apart_again(given_pairs: list[tuple[str, str]], j
 
 
 @given(st.text(max_size=200))
-def test_whatever_comes_is_split_and_nothing_is_lost(text: str) -> None:
+def test_any_text_is_split_without_loss(text: str) -> None:
     assert ",".join(split(text)) == text
 
 

@@ -64,7 +64,7 @@ def test_a_redis_takes_the_documented_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("F38")
-def test_who_waits_for_changes_sees_the_last_one_though_messages_were_lost(server: RedisServer) -> None:
+def test_a_subscriber_sees_the_last_change_although_messages_were_lost(server: RedisServer) -> None:
     async def main() -> None:
         async with opened(server.url) as writer, opened(server.url) as reader:
             await settled(writer)

@@ -210,7 +210,7 @@ def test_an_empty_method_override_is_none(unit: Unit) -> None:
         ["Range: bytes=0-1"],
     ],
 )
-def test_what_a_get_brings_along_changes_nothing(shared_unit: Unit, headers: list[str]) -> None:
+def test_extra_parts_of_a_get_change_nothing(shared_unit: Unit, headers: list[str]) -> None:
     answer = shared_unit.raw(request("GET /demo/__export", GOOD, *headers))
     assert (answer.status, answer.body) == (200, b'{"status":"ready"}')
     assert answer.headers["content-type"] == "application/json"
@@ -247,7 +247,7 @@ def test_a_request_key_is_valid_or_refused_and_returned(shared_unit: Unit, lines
         assert re.fullmatch(r"[A-Za-z0-9_-]{4}_[A-Za-z0-9_-]{18}", key)
 
 
-def test_what_the_facade_refuses_is_one_line_in_its_log(unit: Unit) -> None:
+def test_each_refusal_of_the_facade_is_one_log_line(unit: Unit) -> None:
     unit.start_server()
     gateway = unit.start_gateway()
     key = "X-Personium-RequestKey: trace-me"

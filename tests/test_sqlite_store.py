@@ -58,7 +58,7 @@ def test_a_file_that_is_not_ours_any_more_is_noticed(tmp_path: Path, harm: str) 
 
 
 @pytest.mark.parametrize("noticed_by", ["check", "write"])
-def test_what_somebody_else_wrote_is_noticed_and_not_believed(tmp_path: Path, noticed_by: str) -> None:
+def test_a_write_by_another_program_is_noticed_and_distrusted(tmp_path: Path, noticed_by: str) -> None:
     async def test(store: SqliteStore) -> None:
         first = following(await store.read("demo"))
         await store.replace(first)

@@ -116,7 +116,7 @@ def test_the_scheme_may_be_in_any_case(shared_unit: Unit) -> None:
     assert shared_unit.http(token=None, headers={"Authorization": f"bEARER {TOKEN}"}).status == 200
 
 
-def test_who_names_a_unit_user_gives_up_the_units_rights(shared_unit: Unit) -> None:
+def test_a_caller_that_names_a_unit_user_loses_the_units_rights(shared_unit: Unit) -> None:
     answer = shared_unit.http(headers={"X-Personium-Unit-User": "https://unit1.example/unitadmin/#other"})
     assert (answer.status, answer.body) == (403, error_body("PR403-AU-0002", "Necessary privilege is lacking."))
     assert "www-authenticate" not in answer.headers

@@ -79,7 +79,7 @@ def test_a_cell_without_a_record_has_no_export_and_no_outcome(backend: Backend) 
     backend.run(test)
 
 
-def test_what_was_written_is_read_again_by_this_store_and_the_next(backend: Backend) -> None:
+def test_a_written_record_is_read_by_this_store_and_by_the_next(backend: Backend) -> None:
     written: list[CellRecord] = []
 
     async def write(store: Store) -> None:

@@ -34,7 +34,7 @@ def test_a_task_that_loses_cancellations_is_ended(losses: int) -> None:
     asyncio.run(main())
 
 
-def test_what_a_task_raised_is_raised() -> None:
+def test_an_error_of_a_task_is_raised() -> None:
     async def main() -> None:
         task = asyncio.create_task(failing())
         await asyncio.sleep(0)

@@ -473,7 +473,7 @@ def test_why_a_server_is_not_reached_is_in_the_gateways_log(unit: Unit, pki: Pki
     assert "Hostname Verification" in gateway.wait_for_log("call failed")["details"]
 
 
-def test_to_another_machine_tls_is_enough(pki: Pki) -> None:
+def test_tls_is_enough_for_another_machine(pki: Pki) -> None:
     remote = {"CELLEXPORT_GRPC_TARGET": "dns:///export.example:50051"}
     with pytest.raises(SettingError, match="Set CELLEXPORT_GRPC_CA, or"):
         client.target(Environment(remote))
@@ -482,7 +482,7 @@ def test_to_another_machine_tls_is_enough(pki: Pki) -> None:
     assert client.tls(over) == client.Tls(pki.ours.file)
 
 
-def test_what_is_read_of_files_does_not_show_the_key(pki: Pki) -> None:
+def test_the_repr_of_tls_files_hides_the_key(pki: Pki) -> None:
     files = PemFiles(PemFile("A", pki.server.certificate), PemFile("B", pki.server.key))
     assert re.search("PRIVATE|b'-", repr(PemReloader(files).latest).replace(repr(files.load().chain), "")) is None
 

@@ -74,7 +74,7 @@ def run(variables: Mapping[str, str], *arguments: str, given: str = "") -> subpr
         (["jwt", "--key", KEY, "--seconds", "-60"], EXPIRED),
     ],
 )
-def test_what_is_made_is_what_it_is_called(unit: Unit, issuer: Path, arguments: list[str], expected: str) -> None:
+def test_a_minted_token_is_of_its_kind(unit: Unit, issuer: Path, arguments: list[str], expected: str) -> None:
     words = [str(issuer / KEY) if word == KEY else word for word in arguments]
     variables = settings(unit, issuer)
 

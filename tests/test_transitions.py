@@ -60,7 +60,7 @@ def test_a_lease_restores_only_what_was_forgotten_and_is_newer_than_all_that_was
 
 
 @given(records(), leases())
-def test_what_is_sure_is_changed_by_nobody_who_does_not_hold_it(record: CellRecord, lease: LeaseProof) -> None:
+def test_a_trusted_record_is_changed_only_by_the_lease_holder(record: CellRecord, lease: LeaseProof) -> None:
     record = replace(record, trust=Trust.SURE)
     held = record.export is not None and (record.export.export_id, record.export.epoch, record.export.phase) == (
         lease.export_id,

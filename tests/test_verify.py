@@ -86,7 +86,7 @@ def judged(path: Path) -> tuple[int, list[str]]:
     return done.exit_code, [line.removeprefix(f"{path}: ") for line in lines]
 
 
-def test_what_the_exporter_wrote_is_complete(snapshot: bytes, file: Path) -> None:
+def test_a_snapshot_of_the_exporter_is_complete(snapshot: bytes, file: Path) -> None:
     file.write_bytes(snapshot)
     done = run(file)
 
@@ -131,8 +131,8 @@ def twice(snapshot: bytes) -> bytes:
     return more.replace(other.encode(), HELLO.encode())
 
 
-def parts(change: Callable[[Parts], object], *, settled: bool = True) -> Callable[[bytes], bytes]:
-    return lambda snapshot: changed(snapshot, change, settled=settled)
+def parts(change: Callable[[Parts], object], *, sealed: bool = True) -> Callable[[bytes], bytes]:
+    return lambda snapshot: changed(snapshot, change, sealed=sealed)
 
 
 def holding(name: str, content: bytes) -> Callable[[bytes], bytes]:
@@ -152,11 +152,11 @@ def says(**what: object) -> Callable[[bytes], bytes]:
     """Change members of the manifest. None removes a member."""
 
     def change(parts: Parts) -> None:
-        parts.settle().manifest.update(what)
+        parts.seal().manifest.update(what)
         for key in [key for key, value in what.items() if value is None]:
             del parts.manifest[key]
 
-    return parts(change, settled=False)
+    return parts(change, sealed=False)
 
 
 def numbers(name: str, *, header: bool = True, record: bool = True, **numbers: int) -> Callable[[bytes], bytes]:
@@ -363,7 +363,7 @@ def test_anything_at_all_ends_with_a_clear_problem(snapshot: bytes, file: Path) 
 
 
 def test_snapshots_of_other_zip_writers_are_complete_too(snapshot: bytes, file: Path) -> None:
-    parts = Parts.of(snapshot).settle()
+    parts = Parts.of(snapshot).seal()
     file.write_bytes(parts.zipped(method=zipfile.ZIP_STORED))
     assert judged(file)[0] == 0
 
@@ -455,7 +455,7 @@ def traced(path: Path) -> tuple[list[Problem | Complete], Tally, int]:
         tracemalloc.stop()
 
 
-def test_what_inflates_beyond_its_size_is_refused_early(snapshot: bytes, file: Path) -> None:
+def test_an_entry_that_inflates_beyond_its_size_is_refused_early(snapshot: bytes, file: Path) -> None:
     name = "20_webdav/bomb"
     # Four gibibytes.
     bomb = deflated_zeros(256)

@@ -346,7 +346,7 @@ def test_a_store_that_was_away_for_a_moment_ends_no_watch_and_hides_no_change(un
 
 
 @needs("redis-server")
-def test_that_nothing_has_changed_is_said_only_when_the_store_says_so(unit: Unit, tmp_path: Path) -> None:
+def test_a_keepalive_is_sent_only_if_the_store_confirms_the_status(unit: Unit, tmp_path: Path) -> None:
     with running(tmp_path / "redis") as store:
         unit.settings["CELLEXPORT_STORE"] = store.url
         unit.start_server(CELLEXPORT_WATCH_KEEPALIVE_SECONDS="2")
@@ -434,7 +434,7 @@ def test_all_together_have_no_more_than_there_are() -> None:
 
 
 @pytest.mark.fault("F24")
-def test_who_reads_slowly_gets_the_newest_and_costs_little(unit: Unit) -> None:
+def test_a_slow_subscriber_gets_the_newest_status_and_costs_little(unit: Unit) -> None:
     server = unit.start_server()
     options = (("grpc.http2.lookahead_bytes", 16384), ("grpc.http2.bdp_probe", 0))
     with unit.channel() as channel, grpc.insecure_channel(f"127.0.0.1:{unit.grpc_port}", options) as slow:

@@ -4,7 +4,7 @@ An export ends when its lease was not renewed in time, when no exporter has clai
 asked to end it and doesn't.
 
 Time is measured by this server on a clock that does not jump. A restart, an unavailable store, or a pause of the whole
-process starts the count anew: an exporter never loses its lease because this server wasn't listening.
+process restarts the count: an exporter never loses its lease because this server wasn't listening.
 """
 
 import asyncio

@@ -76,5 +76,5 @@ def renew(export: Export, sequence: int) -> Export:
 
 
 def renewal(export: Export) -> _Renewal:
-    """Return a value that changes whenever the lease is given, renewed or taken away: `expiry` then counts anew."""
+    """Return a value that changes whenever the lease is given, renewed or taken away: `expiry` then counts again."""
     return export.export_id, export.phase, export.epoch, export.token_hash, export.sequence

@@ -57,7 +57,7 @@ class Parts:
     def text(self) -> bytes:
         return self.raw.get(ENTRIES) or b"".join(json.dumps(line).encode() + b"\n" for line in self.lines)
 
-    def settle(self) -> "Parts":
+    def seal(self) -> "Parts":
         """Make the manifest agree with the list of entries."""
         listed = [line for line in self.lines if "skipped" not in line]
         self.manifest["entries_sha256"] = hashlib.sha256(self.text()).hexdigest()
@@ -74,11 +74,11 @@ class Parts:
         return target.getvalue() if isinstance(target, io.BytesIO) else b""
 
 
-def changed(snapshot: bytes, change: Callable[[Parts], object], *, settled: bool = True) -> bytes:
-    """Return a snapshot with changed parts. If settled, its manifest agrees with the changed list."""
+def changed(snapshot: bytes, change: Callable[[Parts], object], *, sealed: bool = True) -> bytes:
+    """Return a snapshot with changed parts. If sealed, its manifest agrees with the changed list."""
     parts = Parts.of(snapshot)
     change(parts)
-    return (parts.settle() if settled else parts).zipped()
+    return (parts.seal() if sealed else parts).zipped()
 
 
 def contents_of(snapshot: bytes) -> dict[str, bytes]:
@@ -136,5 +136,5 @@ def with_deflated(
     parts = Parts.of(snapshot)
     parts.contents[name] = deflated
     parts.lines.append({"name": name, "size": size, "sha256": sha256, "mtime": 0})
-    stored = parts.settle().zipped(method=zipfile.ZIP_STORED)
+    stored = parts.seal().zipped(method=zipfile.ZIP_STORED)
     return patched(stored, name, method=8, size=size, crc=crc)

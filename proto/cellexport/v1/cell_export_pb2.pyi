@@ -411,7 +411,7 @@ class CellExport(_message.Message):
     state: Global___CellExport.State.ValueType
     """state says whether a new export would be accepted."""
     revision: _builtins.int
-    """revision rises with every change of this status and never falls, even if the server's store was created anew or has
+    """revision rises with every change of this status and never falls, even if the server's store was created again or has
     lost its latest writes. It may rise without any other change.
     """
     @_builtins.property

@@ -165,7 +165,9 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
 def _require_magic(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
-            raise StoreError(f"{path} is damaged: it is not a SQLite database. Restore it, or remove it to begin anew.")
+            raise StoreError(
+                f"{path} is damaged: it is not a SQLite database. Restore it, or remove it to start empty."
+            )
 
 
 def _require_writable(path: Path) -> None:
