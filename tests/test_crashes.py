@@ -17,7 +17,7 @@ from oracle import Oracle
 from unit import Unit, answered, eventually, meanwhile, needs
 
 # Large enough for the export to outlast the checks of each test.
-LARGE = 1024**3
+LARGE = 640 * 1024**2
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -207,7 +207,7 @@ def test_snapshots_are_private(unit: Unit) -> None:
 @pytest.mark.fault("F65")
 def test_reports_come_at_most_five_times_a_second(unit: Unit) -> None:
     with (unit.directory / "cells" / "demo" / "webdav" / "big").open("wb") as big:
-        big.truncate(600 * 1024**2)
+        big.truncate(400 * 1024**2)
     unit.start_server()
     unit.start_exporter()
     before, begun = unit.get().revision, time.monotonic()

@@ -19,7 +19,7 @@ from unit import HandExporter, Unit, answered, eventually, free_port, meanwhile,
 
 pytestmark = [needs("redis-server"), pytest.mark.timeout(120)]
 
-LARGE = 700 * 1024**2
+LARGE = 450 * 1024**2
 # A store operation ends within a second, and its answer follows within half a second.
 STORE_SECONDS = 1.5
 
