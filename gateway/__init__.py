@@ -1,12 +1,13 @@
-"""The REST facade: `GET /{CellName}/__export` over HTTP, in front of the gRPC service. It decides nothing.
+"""The REST facade: `GET /{CellName}/__export` over HTTP, in front of the gRPC service. The server decides
+about tokens and exports, never the gateway.
 
 - Middleware, outermost first: `neutral`, `request_observer`, `overrides`.
-- `checks` run before routing; `views` are the endpoints; `body` reads a start's JSON; `responses` adds headers.
-- `forwarding` makes the metadata, `upstream` the call, `readiness` the health check of the server.
-- `render` makes bodies. `errors` and `call_errors` are the list of errors; `error_responses` answers with them.
+- `checks` run before routing. `views` are the endpoints. `body` reads the JSON of a request that starts an export.
+- `forwarding` makes the metadata of a call to the server. `upstream` calls it. `readiness` checks the server's health.
+- `render` makes bodies, `responses` headers. `errors` and `call_errors` list errors, and `error_responses` sends them.
 - `create_app` makes a plain WSGI application; `python -m gateway` serves it with `granian_server`.
 
-May import `cellexport`, and nothing of the server.
+The gateway may import `cellexport`, and nothing of the server.
 """
 
 import atexit
@@ -31,11 +32,11 @@ from gateway.views import Views
 
 
 def create_app(settings: Settings | None = None, metrics: Metrics | None = None) -> WSGIApplication:
-    """Return the application, for any WSGI server.
+    """Return the gateway as a WSGI application, for any WSGI server.
 
     Args:
         settings: read from the environment if omitted.
-        metrics: counts requests and calls; nothing is counted if omitted.
+        metrics: counts requests and calls to the server; nothing is counted if omitted.
 
     Raises:
         SettingError: if a setting has a bad value.

@@ -41,7 +41,7 @@ def cli() -> None:
         print(f"cellexport-gateway: {error}", file=sys.stderr)
         sys.exit(2)
     _forget_header_variables()
-    # A spawned worker inherits only what it needs.
+    # Granian spawns its worker: a forked worker would inherit everything that this process has open.
     multiprocessing.set_start_method("spawn")
     _log.info("starting", extra={"address": str(settings.listener.address), "target": settings.target})
     settings.listener.warn_if_wide()
@@ -50,13 +50,13 @@ def cli() -> None:
 
 
 def worker_app() -> WSGIApplication:
-    """Return the application in a worker. The worker ends when the program that started it dies."""
+    """Return the application. Granian calls this in its worker process, which ends when the main process dies."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
     logs.capture()
-    # The main process has checked the TLS files. They may be invalid while they are being replaced, and a
-    # worker that failed for that would end the whole gateway.
+    # Don't check the TLS files: the main process has checked them. They may be invalid for a moment while an operator
+    # replaces them, and a worker that failed for that reason would end the whole gateway.
     settings = Settings.read(os.environ, check_files=False)
     app = create_app(settings, _serve_metrics(settings.metrics))
     _log.info("serving", extra={"address": str(settings.listener.address)})
@@ -64,7 +64,11 @@ def worker_app() -> WSGIApplication:
 
 
 def _serve_metrics(address: Address | None) -> Metrics:
-    """Return the metrics of a worker, which serves them itself."""
+    """Serve metrics over HTTP from this worker, at the metrics address. Return the metrics, for the worker to count.
+
+    Args:
+        address: None if metrics are off.
+    """
     if address is None:
         return NoMetrics()
     # Imported only when needed: the library takes 5 MB of memory.
@@ -75,7 +79,8 @@ def _serve_metrics(address: Address | None) -> Metrics:
     try:
         MetricsServer.open(metrics.registry, address, shared=True)
     except OSError as error:
-        # The address was free at the start. Answering requests matters more than counting them.
+        # Another program has taken the metrics address since the gateway started. Serve requests without `/metrics`:
+        # answering requests matters more than counting them.
         _log.error("metrics unavailable", extra={"address": str(address), "error": str(error)})
     return metrics
 

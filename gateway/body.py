@@ -1,8 +1,8 @@
-"""The body of a start: at most 64 KiB of complete JSON.
+"""Reads the body of a request that starts an export: at most 64 KiB of complete JSON.
 
-A WSGI server's read ends only when the client sends or leaves. It can't be cut short: if Granian answers while a thread
-still reads, the whole worker stops. So only 8 threads may read at a time. Clients that send nothing can block other
-starts, but no status.
+Reading a body ends only when the client sends the rest or leaves. No time limit is possible: if Granian answers while
+a thread still reads, the whole worker stops. So only 8 threads may read at a time. Clients that send nothing can block
+other starts of exports, but no request for a status.
 """
 
 import json
@@ -13,13 +13,14 @@ from gateway import errors
 from gateway.errors import ApiError
 
 _LIMIT = 64 * 1024
+# The characters of an invalid body that the error message repeats.
 _ECHO_LIMIT = 100
-# Far fewer than the threads that serve requests.
+# Far fewer than the 32 threads that serve requests, so that slow bodies leave threads for requests for a status.
 _MOST_READERS = 8
 
 
 class Bodies:
-    """A reader of request bodies, with a limit of simultaneous reads."""
+    """A reader of request bodies. At most 8 bodies are read at a time."""
 
     def __init__(self) -> None:
         self._readers = threading.BoundedSemaphore(_MOST_READERS)
@@ -34,7 +35,7 @@ class Bodies:
         if not body:
             return None
         try:
-            # Skip numbers: Python refuses very long ones. Refuse NaN, which is not JSON.
+            # Don't convert numbers: Python refuses very long ones, which are valid JSON. Refuse NaN, which is not JSON.
             content = json.loads(body.decode(), parse_int=_number, parse_float=_number, parse_constant=_refuse)
         except (ValueError, RecursionError):
             content = None

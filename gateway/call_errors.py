@@ -1,7 +1,8 @@
 """Errors of calls to the server, as errors of the REST facade.
 
-The server sends the code of Personium's error list, the message, and whether a retry makes sense. This module adds the
-details that the wire lacks. An unknown reason without a valid code is answered by its gRPC status.
+The server sends the error's code in Personium's list, its message, and whether a retry makes sense. This module adds
+the details that a gRPC error lacks. For a reason that this version doesn't know, sent without a valid code, the gRPC
+status decides the answer.
 """
 
 import re
@@ -16,7 +17,7 @@ from gateway import errors
 from gateway.errors import ApiError, Problem
 
 _CODE = re.compile(r"PR([0-9]{3})-[A-Z]{2}-[0-9]{4}", re.ASCII)
-# In characters. The longest message of the list has 84.
+# The longest message that is taken over from the server, in characters. The longest one in the list of errors has 84.
 _LONGEST_MESSAGE = 512
 # The reasons of a 401 that are about the token, not about missing credentials (RFC 6750).
 _INVALID_TOKEN = frozenset({"TOKEN_EXPIRED", "TOKEN_INVALID", "REFRESH_TOKEN", "SIGNATURE_INVALID"})
@@ -35,7 +36,7 @@ _REWORDED: Mapping[str, _Reworded] = {
     "UNEXPECTED": _Reworded(errors.UNEXPECTED, "error_id"),
 }
 
-# The answer to a status without a code from the server. A status that is missing here is an unexpected error.
+# The answer for each gRPC status if the server sent no code. A status that is missing here is an unexpected error.
 _BY_STATUS: Mapping[grpc.StatusCode, Problem] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.REFUSED_AS_INVALID,
     grpc.StatusCode.OUT_OF_RANGE: errors.REFUSED_AS_INVALID,
@@ -47,7 +48,7 @@ _BY_STATUS: Mapping[grpc.StatusCode, Problem] = {
     grpc.StatusCode.ABORTED: errors.REFUSED_AS_CONFLICT,
     grpc.StatusCode.RESOURCE_EXHAUSTED: errors.TOO_MANY,
     grpc.StatusCode.UNAVAILABLE: errors.SERVER_AWAY,
-    # A server that shuts down may cancel a call that it has not begun.
+    # grpc may end a call with CANCELLED if the server shuts down before it has begun the call.
     grpc.StatusCode.CANCELLED: errors.SERVER_AWAY,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DEADLINE,
 }
@@ -75,7 +76,7 @@ def from_call(error: grpc.RpcError) -> ApiError | None:
 
 
 def _sent_problem(error: grpc.RpcError, info: ErrorInfo) -> Problem | None:
-    """Return the code and message from the wire, or None if they are malformed or contradict the gRPC status."""
+    """Return the code and message that the server sent, or None if they are malformed or contradict the gRPC status."""
     code, message = info.metadata.get("personium_code", ""), error.details() or ""
     match = _CODE.fullmatch(code)
     if match is None or int(match[1]) != _http_status(error.code()):

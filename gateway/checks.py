@@ -1,4 +1,7 @@
-"""The checks before routing, in the contract's order. Each answers the request, raises, or lets it pass."""
+"""The checks of a request before routing, in the contract's order.
+
+Each check returns a response, raises `ApiError`, or returns None to let the request pass.
+"""
 
 import re
 
@@ -9,7 +12,7 @@ from gateway import errors, overrides
 from gateway.errors import ApiError
 from gateway.methods import ALLOW
 
-# In characters.
+# The longest `Access-Control-Request-Headers` that is repeated in a response, in characters.
 _LONGEST_LIST = 1024
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEADER_NAMES = re.compile(rf"{_NAME}(?:[ \t]*,[ \t]*{_NAME})*")
@@ -31,7 +34,7 @@ def refuse_override() -> None:
 
 
 def answer_preflight() -> Response | None:
-    """Answer OPTIONS on any path, without credentials."""
+    """Answer OPTIONS on any path. A browser sends it without credentials, to ask what a page may request (CORS)."""
     if request.method != "OPTIONS":
         return None
     response = Response()

@@ -1,4 +1,4 @@
-"""The answers to errors: every exception becomes an error of the list."""
+"""The answers to errors: every exception becomes a response with a code and a message (see `errors`)."""
 
 import logging
 import secrets
@@ -14,7 +14,8 @@ from gateway.errors import ApiError, Problem
 from gateway.methods import ALLOW, PROBE_ALLOW, PROBE_PATHS
 from gateway.responses import json_response
 
-# In characters. gRPC's text may name an address, or a name that a certificate lacks.
+# The longest text of a gRPC error in the log, in characters: the text may name an address, or a name that a certificate
+# lacks.
 _LONGEST_LOGGED_DETAILS = 400
 
 _log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class ErrorResponses:
         app.register_error_handler(Exception, self.unexpected_error)
 
     def answer(self, error: ApiError) -> Response:
-        """Return the answer to an error of the list, without logging it."""
+        """Return the response for an error, without logging it."""
         problem = error.problem
         response = json_response(render.error(problem.code, error.message), problem.status)
         if problem.status == 401:
@@ -51,13 +52,15 @@ class ErrorResponses:
         return response
 
     def api_error(self, error: ApiError) -> Response:
-        """Answer and log an error of the facade's own: the server hasn't seen the request."""
+        """Answer an error that the gateway itself found, and log it, because the server has not seen the request."""
         fields = {"code": error.problem.code, "method": request.method, "path": request.path}
         _log.info("refused", extra=fields | {"request_key": g.request_key})
         return self.answer(error)
 
     def call_error(self, error: grpc.RpcError) -> Response:
-        """Answer a failed call. The server has logged its own refusals; a failure of 500 or above is logged here."""
+        """Answer a failed call to the server. Log it if the HTTP status is 500 or above: the server logs only the calls
+        that reach it.
+        """
         known = call_errors.from_call(error)
         if known is None:
             return self.unexpected_error(error)
@@ -67,12 +70,12 @@ class ErrorResponses:
         return self.answer(known)
 
     def setting_error(self, error: SettingError) -> Response:
-        """Answer a request that comes before the first channel to the server, while its TLS files are invalid."""
+        """Answer a request that can't be forwarded: no channel to the server is open, and the TLS files are invalid."""
         _log.warning("no channel to the server", extra={"why": str(error), "request_key": g.request_key})
         return self.answer(ApiError(errors.SERVER_AWAY))
 
     def http_error(self, error: HTTPException) -> Response:
-        """Answer an error of the router."""
+        """Answer a request whose path or method Flask's router refuses."""
         if isinstance(error, NotFound):
             return self.api_error(ApiError(errors.URI_UNKNOWN))
         if isinstance(error, MethodNotAllowed):
@@ -80,9 +83,13 @@ class ErrorResponses:
         return self.unexpected_error(error)
 
     def unexpected_error(self, error: Exception) -> Response:
-        """Answer with a random id, and log the exception under the same id."""
+        """Answer any other exception with 500 and a random id, and log the exception with the same id."""
         error_id = secrets.token_hex(8)
-        _log.error("unexpected error", exc_info=error, extra={"error_id": error_id, "request_key": g.request_key})
+        _log.error(
+            "request failed: unexpected error",
+            exc_info=error,
+            extra={"error_id": error_id, "request_key": g.request_key},
+        )
         return self.answer(ApiError(errors.UNEXPECTED, error_id))
 
     def _challenge(self, problem: Problem) -> str:

@@ -1,6 +1,6 @@
 """The errors that only the REST facade raises, as data. All other errors come from the server: see `call_errors`.
 
-The first three digits of a code are the HTTP status. The messages are fixed; only `{}` is filled in.
+The first three digits of a code are the HTTP status. A message is a fixed text, in which a detail may replace `{}`.
 """
 
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ RETRY_AFTER_SECONDS = 1
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One error of the list.
+    """One error of the REST facade: its code and its message.
 
     Args:
-        invalid_token: whether a 401 is about the token that was presented (RFC 6750).
-        retry: whether the answer carries `Retry-After`.
+        invalid_token: whether a 401 means that the presented token is invalid (RFC 6750), not that a token is missing.
+        retry: whether the response has the header `Retry-After`.
     """
 
     code: str
@@ -29,7 +29,7 @@ class Problem:
 
 
 class ApiError(Exception):
-    """Raised when a request ends in an error of the list.
+    """Raised when a request is answered with an error.
 
     Args:
         fill: replaces `{}` in the message; None leaves the message as it is.
@@ -53,7 +53,7 @@ SERVER_AWAY = Problem("PR503-SV-0002", "Server connection error.", retry=True)
 DEADLINE = Problem("PR504-SV-0001", "Request timeout in server.")
 UNEXPECTED = Problem("PR500-SV-9999", "Unknown Exception [{}]")
 
-# For a refusal of a newer server that names no code of its own.
+# The answers if a newer server refuses a call for a reason that this gateway doesn't know, and sends no code.
 REFUSED_AS_INVALID = Problem("PR400-CX-0000", "The server refused the request as invalid.")
 REFUSED_AS_UNAUTHENTICATED = Problem("PR401-AU-0001", "Authorization required.")
 REFUSED_AS_FORBIDDEN = Problem("PR403-AU-0002", "Necessary privilege is lacking.")

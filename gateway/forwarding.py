@@ -1,7 +1,7 @@
-"""The metadata of the call that a request becomes: an allow-list, built here header by header.
+"""Makes the metadata of a gRPC call from the headers of an HTTP request. Only the headers named here are forwarded.
 
-The facade adds no authority and judges nothing. A value that metadata can't hold, or that is too large, would break the
-call: it is replaced by a value that the server judges as malformed.
+The gateway gives a caller no rights and judges no credentials. A header that gRPC metadata can't hold, or that is too
+large, would break the call: it is replaced by a value that the server judges as malformed.
 """
 
 from werkzeug.wrappers import Request
@@ -11,18 +11,19 @@ from cellexport.metadata import AUTHORIZATION, COOKIE, COOKIE_PEER, UNIT_USER
 from cellexport.program import tracing
 from gateway import request_observer
 
+# The longest values that are forwarded, in characters: of `Authorization`, of a cookie, of any other.
 _CREDENTIAL_LIMIT = 4096
 _COOKIE_LIMIT = 8192
 _SHORT_LIMIT = 1024
-# Neither a valid cookie nor a valid peer.
+# Sent in place of a value that can't be forwarded. It is neither a valid cookie nor a valid `p_cookie_peer`.
 _MALFORMED = "?"
 
 
 def metadata(request: Request, key: str) -> client.Metadata:
-    """Return the metadata for a request.
+    """Return the metadata of the call for a request.
 
     Args:
-        key: the request key, validated or generated.
+        key: the request key: the caller's own, which is valid, or a generated one.
     """
     authorization = request.headers.get("Authorization")
     credentials = _cookie(request) if authorization is None else ((AUTHORIZATION, _credential(authorization)),)
@@ -30,6 +31,7 @@ def metadata(request: Request, key: str) -> client.Metadata:
 
 
 def _credential(value: str) -> str:
+    """Return the value of `Authorization`, or only its scheme if the value can't be forwarded."""
     if _fits(value, _CREDENTIAL_LIMIT):
         return value
     for scheme in ("Bearer", "Basic"):
@@ -39,7 +41,9 @@ def _credential(value: str) -> str:
 
 
 def _cookie(request: Request) -> client.Metadata:
-    """Return the cookie and its peer. Duplicates are sent as two malformed values, for the server to refuse."""
+    """Return `p_cookie` and `p_cookie_peer`. One that was given twice is sent as two malformed values, which the server
+    refuses.
+    """
     peers = request.args.getlist("p_cookie_peer")
     if not any(peers) and len(peers) < 2:
         return ()
@@ -55,12 +59,12 @@ def _values(name: str, values: list[str], limit: int) -> client.Metadata:
 
 def _unit_user(request: Request) -> client.Metadata:
     value = request.headers.get("X-Personium-Unit-User")
-    # Only its presence counts, not the user that it names.
+    # The header makes a call give up the unit's own rights, whatever user it names. So `?` has the same effect.
     return ((UNIT_USER, value if _fits(value, _SHORT_LIMIT) else _MALFORMED),) if value else ()
 
 
 def _traceparent(request: Request) -> client.Metadata:
-    """Return the `traceparent` of the facade's own span, or else the caller's. Both are valid."""
+    """Return the `traceparent` of the gateway's own span or, without traces, the caller's if that is valid."""
     value: str | None = request.environ.get(request_observer.TRACEPARENT)
     return () if value is None else ((tracing.TRACEPARENT, value),)
 

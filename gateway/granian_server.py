@@ -1,8 +1,8 @@
-"""Granian, set up for the facade: its address, its limits, and the renewal of its certificate.
+"""Granian, the HTTP server of the gateway: its address, its limits, and the renewal of its certificate.
 
-A worker of Granian reads the certificate only once, when it starts. When the files change, a new worker takes over, and
-the old one finishes its requests. Workers read copies in memory (`memfd`) of files that were valid, so that a worker
-doesn't fail when it starts while the files are being replaced.
+A worker of Granian reads the certificate only once, when it starts. When the TLS files change, a new worker takes over,
+and the old worker finishes its requests. Workers don't read the files themselves, but copies in memory (`memfd`) of
+their last valid content. So a worker that starts while an operator replaces the files doesn't fail.
 """
 
 import logging
@@ -22,21 +22,22 @@ from cellexport.pem import Pem, PemReloader
 from cellexport.program.listening import SOCKET_MODE, Listener
 
 _THREADS = 32
-# How long a request may take to finish during shutdown.
+# How many seconds open requests have to finish when a worker shuts down.
 _GRACE_SECONDS = 4
-# How long a new worker has to start before the old one must stop.
+# How many seconds a new worker has to start before the old worker must shut down.
 _OVERLAP_SECONDS = 3.5
+# How often the TLS files are checked for changes.
 _CHECK_SECONDS = 1.0
 
 _log = logging.getLogger("gateway")
 
 
 def server(app: str, listener: Listener, log_config: dict[str, Any]) -> MPServer:
-    """Return a server that is ready to serve.
+    """Return an HTTP server with one worker. Its method `serve` starts it.
 
     Args:
-        app: `module:function` that makes the application in a worker.
-        log_config: for `logging.config.dictConfig`.
+        app: `module:function`: the function that makes the application in the worker.
+        log_config: the logging of the worker, for `logging.config.dictConfig`.
     """
     address = listener.address
     made = _Server(
@@ -64,11 +65,15 @@ def server(app: str, listener: Listener, log_config: dict[str, Any]) -> MPServer
 
 
 def require_free(name: str, address: Address) -> None:
-    """Raise `SettingError` if the address is in use. Granian itself would share the port with the other program."""
+    """Raise `SettingError` if another program listens on the address. Granian itself would share the port with it.
+
+    Args:
+        name: the setting that holds the address.
+    """
     try:
         address.probe()
         if address.file:
-            # A dead program left the socket behind: the probe found no listener.
+            # The probe found no listener, so a dead program left the file of the unix socket behind.
             address.file.unlink(missing_ok=True)
     except OSError as error:
         raise SettingError(
@@ -78,10 +83,11 @@ def require_free(name: str, address: Address) -> None:
 
 
 class _Server(MPServer):
-    """Granian's server. It shuts down gracefully at the first signal, and ends at once at the second."""
+    """Granian's main process. At the first signal it shuts down gracefully; the second signal ends it at once."""
 
     def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
-        # The second signal ends this program at once, and the worker with it.
+        # From now on another signal kills this process. Then the worker ends too, because it waits for the death of this
+        # process (`gateway.__main__`).
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         _log.info("shutting down: finishing open requests, refusing new connections")
@@ -89,24 +95,24 @@ class _Server(MPServer):
 
 
 class _Certificates:
-    """The TLS files that workers read when they start, as copies in memory."""
+    """Copies in memory of the TLS files. A worker reads the copies when it starts."""
 
     def __init__(self, server: MPServer, reloader: PemReloader) -> None:
         self._server = server
         self._reloader = reloader
         self._files: list[int] = []
-        # The files of the previous worker, which may still be starting.
+        # The copies for the previous worker. It may not have read them yet, so they are closed only one change later.
         self._older: list[int] = []
         self._publish(reloader.latest)
 
     def follow(self) -> None:
-        """Start a new worker whenever the files change. Never return."""
+        """Start a new worker whenever the TLS files change. Never return."""
         pause = threading.Event()
         while not pause.wait(_CHECK_SECONDS):
             fresh = self._reloader.renewed()
             if fresh is not None:
                 self._publish(fresh)
-                self._server.signal_handler_reload()  # type: ignore[no-untyped-call]  # as SIGHUP does
+                self._server.signal_handler_reload()  # type: ignore[no-untyped-call]  # the reaction to SIGHUP
                 pause.wait(_OVERLAP_SECONDS + _GRACE_SECONDS)
 
     def _publish(self, pem: Pem) -> None:
@@ -115,7 +121,7 @@ class _Certificates:
         self._older = self._files
         self._files = [_in_memory(content) for content in (pem.chain, pem.key, pem.authorities) if content]
         chain, key, *authorities = (f"/proc/{os.getpid()}/fd/{file}" for file in self._files)
-        # Set here, because Granian's constructor resolves paths, and these have no name in a directory.
+        # Set this attribute directly: Granian's constructor would resolve the paths, but files in memory have no path.
         authority = authorities[0] if authorities else None
         context: SSLCtx = (True, chain, key, None, str(SSLProtocols.tls12), authority, [], bool(authorities))
         self._server.ssl_ctx = context  # type: ignore[assignment]  # its type is inferred from a server without TLS

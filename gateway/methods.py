@@ -2,6 +2,6 @@
 
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 ALLOW = ", ".join(METHODS)
-# The operational paths only answer questions.
+# The paths of the two probes. They change nothing, so they have no POST.
 PROBE_PATHS = ("/livez", "/readyz")
 PROBE_ALLOW = "GET, HEAD, OPTIONS"

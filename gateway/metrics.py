@@ -1,4 +1,4 @@
-"""The gateway's metrics: a protocol, and the implementation that counts nothing."""
+"""The interface of the gateway's metrics, and its implementation for metrics that are off."""
 
 from typing import Protocol
 
@@ -6,16 +6,16 @@ import grpc
 
 
 class Metrics(Protocol):
-    """The counters of requests, and of calls to the server."""
+    """Counters of HTTP requests to the gateway, and of gRPC calls from the gateway to the server."""
 
     def begin_request(self) -> None:
-        """Count a request in flight."""
+        """Count a request that has begun and is not answered yet."""
 
     def end_request(self, method: str, route: str, status: str, seconds: float) -> None:
-        """Count an answered request. Values that a caller invents must arrive here as `other`."""
+        """Count an answered request. An unknown method or route must be `other`: callers must not create series."""
 
     def count_call(self, path: str, code: grpc.StatusCode) -> None:
-        """Count a finished call to the server. `path` is `/service/method`."""
+        """Count a call to the server that has ended. `path` is `/service/method`."""
 
 
 class NoMetrics:

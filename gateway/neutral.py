@@ -1,4 +1,4 @@
-"""Middleware that hides the request headers `Host` and `Upgrade`. The router fails on some values of them.
+"""Middleware that hides the request headers `Host` and `Upgrade`. Flask's router fails on some of their values.
 
 Caveat: the application never sees the real `Host`. URLs in responses come from the settings.
 """
@@ -8,7 +8,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 class Neutral:
-    """Replaces `Host`, which may be missing or malformed, and removes `Upgrade`."""
+    """Middleware that replaces `Host`, which may be missing or malformed, by `localhost`, and removes `Upgrade`."""
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app

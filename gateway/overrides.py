@@ -1,10 +1,10 @@
-"""Middleware for headers that replace others: `X-HTTP-Method-Override` and `X-Override`.
+"""Middleware for two headers: `X-HTTP-Method-Override` replaces the method, and `X-Override` replaces other headers.
 
-Clients that can't set headers such as `Authorization` use `X-Override`.
+Clients that can't set a header such as `Authorization` send it inside `X-Override`, as `Authorization: Bearer TOKEN`.
 
-Caveat: it can carry the headers named below. A proxy in front that filters or checks such a header, for
-example `Authorization`, doesn't see it inside `X-Override`: then set `CELLEXPORT_X_OVERRIDE=off`. An override never
-changes `Host`, framing, forwarding headers, the request key or the method.
+Caveat: a proxy in front that filters or checks such a header doesn't see it inside `X-Override`: then set
+`CELLEXPORT_X_OVERRIDE=off`. `X-Override` can replace only the headers in `_OVERRIDABLE`: never `Host`, framing,
+forwarding headers or the request key, and never the method.
 """
 
 import re
@@ -12,26 +12,29 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-# The key of the environ with the reason why the overrides must be refused.
+# The key of the WSGI environ under which `HeaderOverride` leaves the reason why `X-Override` must be refused.
 REFUSED = "cellexport.override_refused"
 
+# The limits of `X-Override`: its length in characters, and its number of `name: value` pairs.
 _LONGEST = 8 * 1024
 _MOST_PAIRS = 16
+# The headers that `X-Override` may replace, and their keys in the WSGI environ.
 _OVERRIDABLE = {
     "authorization": "HTTP_AUTHORIZATION",
     "accept": "HTTP_ACCEPT",
     "cookie": "HTTP_COOKIE",
     "x-personium-unit-user": "HTTP_X_PERSONIUM_UNIT_USER",
 }
-# A WSGI server joins header lines with commas. Only a comma before a header's name and a colon can separate lines.
+# A WSGI server joins several `X-Override` lines with commas, but a comma may also be part of a value. So a pair begins
+# only after a comma that a header's name and a colon follow.
 _BETWEEN_PAIRS = re.compile(r",(?=[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*:)")
 
 
 class MethodOverride:
-    """Replaces the method of a real POST by the one that `X-HTTP-Method-Override` names.
+    """Middleware that replaces the method POST by the method in `X-HTTP-Method-Override`.
 
     Args:
-        methods: the known methods, case-sensitive. Any other name becomes UNKNOWN.
+        methods: the known methods, case-sensitive. Any other method becomes UNKNOWN, which is refused.
     """
 
     def __init__(self, app: WSGIApplication, methods: frozenset[str]) -> None:
@@ -48,7 +51,11 @@ class MethodOverride:
 
 
 class HeaderOverride:
-    """Applies `X-Override`. If it is too large, marks it for the application to refuse in the contract's order."""
+    """Middleware that applies `X-Override`.
+
+    If `X-Override` is too large, it leaves the reason in the WSGI environ. The application then refuses the request,
+    after the checks that come first in the contract's order.
+    """
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
@@ -61,7 +68,9 @@ class HeaderOverride:
 
 
 def _without_length(start_response: StartResponse) -> StartResponse:
-    """Remove Content-Length: the client sent a POST, and would wait for the bytes of a GET's body."""
+    """Remove Content-Length from the response to a POST that became a HEAD. The response has no body, but its
+    Content-Length is that of a GET's body, and a client that sent a POST would wait for those bytes.
+    """
 
     def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
         kept = [(name, value) for name, value in headers if name.lower() != "content-length"]
@@ -71,12 +80,12 @@ def _without_length(start_response: StartResponse) -> StartResponse:
 
 
 def split(text: str) -> list[str]:
-    """Return the pairs of an `X-Override`, whether it arrived in one line or in several."""
+    """Return the `name: value` pairs of an `X-Override` that arrived in one header line or in several."""
     return _BETWEEN_PAIRS.split(text)
 
 
 def pairs(texts: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield names and values. A text without a colon, or without a name, is ignored."""
+    """Yield the name and the value of each pair. Ignore a text that has no colon or no name."""
     for text in texts:
         name, colon, value = text.partition(":")
         if colon and name.strip():

@@ -7,12 +7,13 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from cellexport.program.metrics_server import new_registry
 
+# The upper bounds of the histogram of durations, in seconds.
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 @final
 class PrometheusMetrics:
-    """All metrics, in a registry of their own. No label holds a value that a caller chose."""
+    """The gateway's metrics, in their own registry. No label holds a value that a caller chose freely."""
 
     def __init__(self) -> None:
         self.registry = registry = new_registry()

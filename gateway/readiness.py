@@ -12,13 +12,16 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from cellexport import client
 from cellexport.environment import SettingError
 
+# The deadline of one check.
 _DEADLINE_SECONDS = 0.9
+# A result younger than this is returned without a new check.
 _FRESH_SECONDS = 1.0
-# A result older than this is not served from cache: requests wait for the fresh check.
+# A result older than this is never returned. In between, one request checks, and the others get the cached result.
 _STALE_SECONDS = 3.0
 _ROUND_ROBIN: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
-# The first channel watches the health of every server and asks one that is SERVING. A server limits such watches, and
-# other clients may use them all. Then the first channel finds no server, and the second asks the servers in turn.
+# Two channels. The first watches the health of every server, and sends the check to a server that is SERVING. A server
+# limits the number of health watches, and other clients may use them all: then the first channel finds no server. The
+# second channel watches no health, and sends the check to one server after another.
 _SERVICE_CONFIGS = (json.dumps(_ROUND_ROBIN | {"healthCheckConfig": {"serviceName": ""}}), json.dumps(_ROUND_ROBIN))
 
 _log = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ class Readiness:
         self._tls = tls
         self._checking = threading.Lock()
         self._result = _Result(float("-inf"), ready=False)
-        # Made with the first check: a channel does not survive the fork of a pre-forking server.
+        # Opened with the first check: some WSGI servers fork their workers, and a gRPC channel does not survive a fork.
         self._lazy_channels: tuple[grpc.Channel, ...] = ()
 
     def is_ready(self) -> bool:
@@ -67,7 +70,7 @@ class Readiness:
                 client.channel(self._target, self._tls, service_config=config) for config in _SERVICE_CONFIGS
             )
         except SettingError:
-            # The TLS files are invalid, or just being replaced.
+            # The TLS files are invalid, perhaps because an operator is replacing them. Try again with the next check.
             return False
         until = time.monotonic() + _DEADLINE_SECONDS
         return any(_is_serving(channel, until) for channel in self._lazy_channels)

@@ -1,4 +1,4 @@
-"""Bodies of responses: the status and the errors in the document's words, as compact JSON."""
+"""Bodies of responses, as compact JSON: the status and the errors in the words of Personium's API document."""
 
 import json
 from datetime import UTC, datetime
@@ -9,10 +9,10 @@ from cellexport.v1.cell_export_pb2 import CellExport
 
 
 def status(cell_export: CellExport) -> str:
-    """Return the document's object: one key when ready, four while an export is in progress.
+    """Return the status as the API document defines it: one key when ready, four while an export is in progress.
 
     Raises:
-        ValueError: if the server sends a state that this version doesn't know. No answer is better than a guess.
+        ValueError: if the server sends a state that this version doesn't know: an error is better than a guess.
     """
     if cell_export.state == CellExport.STATE_READY:
         return _json({"status": "ready"})
@@ -30,7 +30,7 @@ def status(cell_export: CellExport) -> str:
 
 
 def operational() -> str:
-    """Return the body of a probe. It is not part of the document."""
+    """Return the body of a successful probe (`/livez`, `/readyz`). The API document has no probes."""
     return _json({"status": "ok"})
 
 
@@ -40,7 +40,7 @@ def error(code: str, message: str) -> str:
 
 
 def _time(timestamp: Timestamp) -> str:
-    """Return ISO 8601 in UTC, always with three digits of milliseconds."""
+    """Return the time in ISO 8601 and UTC, always with three digits of milliseconds."""
     whole = datetime.fromtimestamp(timestamp.seconds, UTC)
     return f"{whole:%Y-%m-%dT%H:%M:%S}.{timestamp.nanos // 1_000_000:03}Z"
 

@@ -1,7 +1,7 @@
 """Middleware that observes every request from beginning to end, for metrics, traces and the log.
 
-Caveat: it trusts the `traceparent` header. A caller can choose the trace id of its request, and can have the trace
-recorded if the sampler follows callers. The header grants no rights.
+Caveat: it trusts the caller's `traceparent` header. With this header a caller chooses the trace id of its request, and
+decides whether the trace is recorded if the sampler follows callers. The header grants no rights.
 """
 
 import time
@@ -15,7 +15,7 @@ from cellexport.program import logs, tracing
 from cellexport.program.tracing import Span, Spans
 from gateway.metrics import Metrics
 
-# The key of the environ under which `forwarding` finds the trace for the server.
+# Keys of the WSGI environ. `forwarding` reads the first one, and sends the value to the server as `traceparent`.
 TRACEPARENT = "cellexport.traceparent"
 _ROUTE = "cellexport.route"
 _KEY = "cellexport.request_key"
@@ -23,17 +23,20 @@ _OTHER = "other"
 
 
 def note_request(response: Response) -> Response:
-    """Hand route and request key to the middleware. The application calls this after each request."""
+    """Leave the route and the request key in the WSGI environ, where `RequestObserver` reads them. Return the response.
+
+    The application calls this after each request: only the application knows both.
+    """
     request.environ[_ROUTE] = request.url_rule.rule if request.url_rule else _OTHER
     request.environ[_KEY] = g.get("request_key")
     return response
 
 
 class RequestObserver:
-    """The middleware.
+    """WSGI middleware that counts and times each request, and makes a span for it.
 
     Args:
-        methods: the known HTTP methods. Every other is counted as `other`.
+        methods: the known HTTP methods. Every other method is counted as `other`.
         spans: None if traces are off.
     """
 
@@ -65,7 +68,7 @@ class RequestObserver:
 
         self._metrics.begin_request()
         try:
-            # The whole body exists when the application returns: no response is streamed.
+            # No response is streamed, so the request ends when the application returns.
             return self._app(environ, start)
         finally:
             self._end(environ, status, time.perf_counter() - began, span)
@@ -77,7 +80,7 @@ class RequestObserver:
         return self._spans.serve("HTTP", traceparent, state, {"url.scheme": environ["wsgi.url_scheme"]})
 
     def _end(self, environ: WSGIEnvironment, status: str, seconds: float, span: Span | None) -> None:
-        # The method after the overrides.
+        # The overrides may have replaced the method meanwhile.
         method = environ["REQUEST_METHOD"]
         method = method if method in self._methods else _OTHER
         route = environ.get(_ROUTE, _OTHER)
@@ -87,7 +90,7 @@ class RequestObserver:
 
 
 def _end_span(span: Span, method: str, route: str, status: str, key: str | None) -> None:
-    """End a span by OpenTelemetry's conventions. Only a 5xx counts as failed."""
+    """End a span with the names of OpenTelemetry's conventions for HTTP. Only a 5xx counts as failed."""
     attributes: dict[str, str | int] = {
         "http.request.method": "_OTHER" if method == "HTTP" else method,
         "http.response.status_code": int(status),

@@ -1,4 +1,4 @@
-"""Responses with JSON bodies, and the headers that every response carries."""
+"""Responses with JSON bodies, and the headers that every response has."""
 
 from collections.abc import Callable
 
@@ -6,18 +6,19 @@ from flask import Response, g
 
 from cellexport import request_key
 
+# The response headers that a page of another origin may read in a browser (CORS).
 _EXPOSED = (
     "X-Personium-Version, X-Personium-RequestKey, WWW-Authenticate, Location, Retry-After, ETag, Preference-Applied"
 )
 
 
 def json_response(body: str, status: int = 200) -> Response:
-    """Return a response with a body that is already JSON."""
+    """Return a response with the body, which is a text in JSON."""
     return Response(body, status=status, content_type="application/json")
 
 
 def common_headers(personium_version: str) -> Callable[[Response], Response]:
-    """Return a function that adds the headers of every response, errors included."""
+    """Return a function that adds to a response the headers that every response has, errors included."""
 
     def add(response: Response) -> Response:
         response.headers["Access-Control-Allow-Origin"] = "*"

@@ -20,7 +20,7 @@ class Settings:
     listener: Listener
     personium_version: str
     x_override: bool
-    # None if metrics are off.
+    # The address of the metrics port; None if metrics are off.
     metrics: Address | None
     traces: bool
 
@@ -29,10 +29,10 @@ class Settings:
         """Read the settings from an environment.
 
         Args:
-            check_files: whether to refuse invalid TLS files.
+            check_files: whether to raise for invalid TLS files.
 
         Raises:
-            SettingError: for a bad value.
+            SettingError: if a value or a checked file is invalid.
         """
         environment = Environment(variables)
         listener = Listener.read(environment, "HTTP", "127.0.0.1:8080", check_files=check_files)

@@ -1,4 +1,4 @@
-"""Calls to the server, each with a deadline."""
+"""The gateway's gRPC calls to the server, each with a deadline."""
 
 import threading
 import time
@@ -11,12 +11,12 @@ from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, GetCellExportRequest, StartCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 
-# Every request is answered within 3 seconds, whatever the server does.
+# The deadline of a call. With it, every HTTP request is answered within 3 seconds, whatever the server does.
 _DEADLINE_SECONDS = 2.5
-# A call made at once after a connection broke may still use that connection.
+# The pause before a retry: without it, the retry may still use the broken connection.
 _PAUSE_SECONDS = 0.05
-# Keep the reconnect delay below the time for which a request is retried, so that a rolling restart fails none. There
-# are few gateways, so this costs the servers little.
+# The longest pause between attempts to connect. It is shorter than the time for which a call is retried, so that no
+# request fails in a rolling restart. There are few gateways, so the attempts cost the servers little.
 _FOUND_AGAIN_SECONDS = 0.25
 
 
@@ -24,14 +24,15 @@ Count = Callable[[str, grpc.StatusCode], None]
 
 
 class Upstream:
-    """The facade's client of the server.
+    """The gateway's client of the server.
 
-    Every method raises `grpc.RpcError`; and `SettingError` before the first channel, while its TLS files are invalid.
+    Every method raises `grpc.RpcError` if the call fails, and `SettingError` if the TLS files are invalid and no channel
+    was opened before.
 
     Args:
         target: the server's gRPC name.
         tls: None for plaintext.
-        count: called with the path and the status of each finished call.
+        count: called with the path and the gRPC status of each call that has ended.
     """
 
     def __init__(self, target: str, tls: client.Tls | None, count: Count) -> None:
@@ -39,14 +40,14 @@ class Upstream:
         self._tls = tls
         self._count = count
         self._lock = threading.Lock()
-        # Never set: it only waits.
+        # Never set: a wait for it is a pause.
         self._pause = threading.Event()
         self._lazy_stub: CellExportServiceStub | None = None
 
     def get(self, cell: str, metadata: client.Metadata) -> CellExport:
-        """Return the cell's status. Retry once, within the same deadline, if the connection broke before the answer.
+        """Return the cell's status. Retry once, within the same deadline, if the connection broke before the response.
 
-        The channel itself retries only while no part of an answer has arrived.
+        This retry is needed because the channel's own retries end when a part of a response has arrived.
         """
         until = time.monotonic() + _DEADLINE_SECONDS
         try:
@@ -58,7 +59,7 @@ class Upstream:
             return self._get(cell, metadata, until - time.monotonic())
 
     def start(self, cell: str, name: str | None, metadata: client.Metadata) -> CellExport:
-        """Start an export. Never retried: the first call may have started it."""
+        """Start an export, and return the status. Never retry: a failed call may have started the export."""
         request = StartCellExportRequest(cell=cell, name=name)
         return self._stub().StartCellExport(request, timeout=_DEADLINE_SECONDS, metadata=metadata).cell_export
 
@@ -67,7 +68,9 @@ class Upstream:
         return self._stub().GetCellExport(request, timeout=seconds, metadata=metadata).cell_export
 
     def _stub(self) -> CellExportServiceStub:
-        """Return the stub, made with the first call: a channel does not survive the fork of a pre-forking server."""
+        """Return the stub. Open its channel with the first call: some WSGI servers fork their workers, and a gRPC
+        channel does not survive a fork.
+        """
         with self._lock:
             if self._lazy_stub is None:
                 channel = client.channel(self._target, self._tls, found_again_seconds=_FOUND_AGAIN_SECONDS)
@@ -76,6 +79,8 @@ class Upstream:
 
 
 class _Counted(grpc.UnaryUnaryClientInterceptor):
+    """An interceptor that counts each call with its status."""
+
     def __init__(self, count: Count) -> None:
         self._count = count
 

@@ -1,4 +1,4 @@
-"""The endpoints: the status of a cell's export, its start, and two probes."""
+"""The endpoints: read the status of a cell's export, start an export, and two probes."""
 
 from flask import Flask, Response, g, request
 
@@ -17,10 +17,10 @@ _PATHS = ("/<cell>/__export", "/<cell>/__export/")
 
 
 class Views:
-    """The endpoints. Each is a conversion around one call to the server.
+    """The endpoints. Each converts an HTTP request to one gRPC call, and the call's response to an HTTP response.
 
     Args:
-        error_responses: makes the answer of a gateway that isn't ready.
+        error_responses: makes the response of `/readyz` if the gateway is not ready.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Views:
         return json_response(render.status(self._upstream.get(_utf8(cell), _metadata())))
 
     def start(self, cell: str) -> Response:
-        """Start an export."""
+        """Start an export. Return 202, with the URL of the status in `Location`."""
         name = self._bodies.name(request.environ)
         self._upstream.start(_utf8(cell), name, _metadata())
         response = Response(status=202)
@@ -54,11 +54,11 @@ class Views:
         return response
 
     def livez(self) -> Response:
-        """Return 200, whatever state the server is in."""
+        """Return 200: the gateway runs. The server's state doesn't matter."""
         return json_response(render.operational())
 
     def readyz(self) -> Response:
-        """Return 200 if a server is SERVING, else 503. Neither is logged: orchestrators ask every second."""
+        """Return 200 if a server is SERVING, else 503. Don't log a probe: orchestrators may send one every second."""
         if self._readiness.is_ready():
             return json_response(render.operational())
         return self._error_responses.answer(ApiError(errors.SERVER_AWAY))
@@ -69,5 +69,5 @@ def _metadata() -> client.Metadata:
 
 
 def _utf8(cell: str) -> str:
-    """Return a cell's name without lone surrogates, which a message can't hold."""
+    """Return a cell's name with `?` for each lone surrogate: a protobuf message can't hold surrogates."""
     return cell.encode("utf-8", "replace").decode()
