@@ -86,8 +86,8 @@ class _Server(MPServer):
     """Granian's main process. At the first signal it shuts down gracefully; the second signal ends it at once."""
 
     def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
-        # From now on another signal kills this process. Then the worker ends too, because it waits for the death of this
-        # process (`gateway.__main__`).
+        # From now on another signal kills this process. Then the worker ends too, because it waits for that
+        # (`gateway.__main__`).
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         _log.info("shutting down: finishing open requests, refusing new connections")

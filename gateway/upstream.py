@@ -26,8 +26,8 @@ Count = Callable[[str, grpc.StatusCode], None]
 class Upstream:
     """The gateway's client of the server.
 
-    Every method raises `grpc.RpcError` if the call fails, and `SettingError` if the TLS files are invalid and no channel
-    was opened before.
+    Every method raises `grpc.RpcError` if the call fails, and `SettingError` if the TLS files are invalid before the
+    first channel is open.
 
     Args:
         target: the server's gRPC name.

@@ -148,7 +148,7 @@ def test_twenty_queued_exports_run_once_each_and_in_order_although_servers_resta
     for cell in cells:
         assert [path.name for path in (unit.snapshots / cell).iterdir()] == [f"{cell}.zip"]
     begun = [
-        [line["cell"] for line in exporter.lines() if line["message"] == "export begins"] for exporter in exporters
+        [line["cell"] for line in exporter.lines() if line["message"] == "export started"] for exporter in exporters
     ]
     assert all(cells_of_one == sorted(cells_of_one) for cells_of_one in begun)
     assert sorted(chain(*begun)) == cells

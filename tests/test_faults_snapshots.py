@@ -207,7 +207,7 @@ def test_exports_fail_only_while_the_snapshot_directory_is_unusable(
         unit.snapshots.rmdir()
         with harm(unit.snapshots):
             assert export(unit, "snap") == "SNAPSHOT_UNWRITABLE"
-        error = exporter.wait_for_log("export failed")["error"]
+        error = exporter.wait_for_log("export stopped by an error")["error"]
         assert why in error
         assert str(unit.snapshots) in error
         clear(unit.snapshots)

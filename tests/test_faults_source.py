@@ -242,7 +242,7 @@ def test_an_unreadable_file_fails_the_export_and_only_the_log_has_its_path(
         assert status.last_outcome.reason == Outcome.REASON_SOURCE_UNREADABLE
         assert [path.name for path in (unit.snapshots / "demo").iterdir()] == ["snap.error"]
         assert "SOURCE_UNREADABLE" in (unit.snapshots / "demo" / "snap.error").read_text()
-    assert exporter.wait_for_log("export failed")["error"] == f"private: {why}"
+    assert exporter.wait_for_log("export stopped by an error")["error"] == f"private: {why}"
     assert unit.status() == {"status": "ready"}
     for text in (str(status), (unit.snapshots / "demo" / "snap.error").read_text()):
         assert "private" not in text

@@ -78,7 +78,7 @@ def test_a_stranger_has_it_running_with_one_command(tmp_path: Path) -> None:
         token = tmp_path / "var" / "unit" / "master_token"
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
         assert re.search(rf"^Token +{token.read_text().strip()}$", output.read_text(), re.MULTILINE)
-        assert re.search(r"^[0-9:]+ exporter +\| info +export ends", output.read_text(), re.MULTILINE)
+        assert re.search(r"^[0-9:]+ exporter +\| info +export ended", output.read_text(), re.MULTILINE)
 
         snapshots = list((tmp_path / "var" / "unit" / "snapshots" / "demo").iterdir())
         assert [path.suffix for path in snapshots] == [".zip"]

@@ -32,8 +32,9 @@ staff = ["staff"]
 admin = ["root"]
 staff = ["auth-read"]
 """
-# The user's own token, as a shell command contains it.
+# The user's own master token, in the form in which the printed shell commands contain it.
 _OWN = "$CELLEXPORT_MASTER_TOKEN"
+# The demo cell gets at least this many bytes and files.
 _ENOUGH_BYTES = 300 * 1024 * 1024
 _ENOUGH_FILES = 10_000
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "site-packages", "dist-packages")
@@ -48,7 +49,7 @@ class _Plan:
     http: Listener
     grpc: Address
     cell: str
-    # The generated token, or a shell expression for the user's own.
+    # The generated master token, or a shell expression for the user's own.
     token: str
     # Whether this program generated the unit's secret, so that the printed command can mint tokens of accounts.
     has_secret: bool
@@ -107,7 +108,7 @@ def _unit(environment: Environment) -> Path:
 
 
 def _cell(unit: Path) -> str:
-    """Return a cell for the printed commands."""
+    """Return the name of one of the unit's cells, for the printed commands."""
     return next((path.parent.name for path in (unit / "cells").glob("*/cell.toml")), "{CellName}")
 
 
@@ -193,7 +194,9 @@ Snapshots appear in {snapshots}. Ctrl-C stops everything.
 
 
 def _variables(plan: _Plan) -> str:
-    """Return the variables of the examples. The example with curl can't use a unix socket."""
+    """Return the command that sets the variables of the examples. `URL` is left out for a unix socket: the example with
+    curl can't use one.
+    """
     url = "" if plan.http.address.path else f" URL={plan.http.curl}"
     return f'export TOKEN="{plan.token}" CELLEXPORT_GRPC_TARGET={shlex.quote(str(plan.grpc))}{url}'
 
@@ -217,7 +220,7 @@ class _Manager(Manager):
 
     def terminate(self) -> None:
         exporter = self._processes["exporter"]
-        # honcho calls this again after a program has stopped, and after a second Ctrl-C: then end the others too.
+        # honcho calls this method again when a program has stopped, and after a second Ctrl-C: then end the others too.
         if self._exporter_ended or self._any_stopped() or "pid" not in exporter:
             super().terminate()
         else:
@@ -232,7 +235,7 @@ def _start(plan: _Plan) -> int:
         manager.add_process(name, f"exec '{sys.executable}' -m {modules[name]}", env=plan.variables)
     manager.loop()
     code = int(manager.returncode or 0)
-    # Ctrl-C and SIGTERM are the normal ways to end it.
+    # 130 and 143 are the exit statuses after Ctrl-C and SIGTERM, the normal ways to end `make run`.
     return 0 if code in (130, 143) else code
 
 

@@ -9,7 +9,7 @@ set -euo pipefail
 url="${URL:-http://127.0.0.1:8080}/${1:-demo}/__export"
 name="${2:-}"
 ready='{"status":"ready"}'
-# It gives up after this many failures in a row.
+# The program gives up after this many failures in a row.
 tries="${TRIES:-30}" failures=0
 
 headers=$(mktemp)
@@ -30,7 +30,7 @@ request() {
     fi
 }
 
-# Wait as long as the last response says, or give up.
+# Wait for $wait seconds, as the last response asks. Give up after $tries failures.
 pause() {
     if ((++failures >= tries)); then
         echo "giving up after $tries tries: $body" >&2

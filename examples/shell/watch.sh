@@ -18,7 +18,7 @@ printf 'Authorization: Bearer %s\n' "$TOKEN" |
         --data "{\"cell\": \"${1:-demo}\", \"untilReady\": true}" \
         "http://$target/cellexport.v1.CellExportService/WatchCellExport" 2>"$errors" || status=$?
 
-# buf prints only this if it couldn't read the contract, whatever the reason.
+# If buf can't read the contract from the server, it prints only this text, whatever the reason.
 if grep -q "failed to find service" "$errors"; then
     echo "can't read the contract from $target: check that the server runs there, without TLS, and has" \
         "CELLEXPORT_REFLECTION=on." >&2

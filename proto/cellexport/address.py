@@ -23,7 +23,7 @@ class Address:
 
     @property
     def file(self) -> Path | None:
-        """Return the path of the unix socket, or None."""
+        """Return the path of the unix socket, or None if the address is a host and a port."""
         return Path(self.path) if self.path else None
 
     @property
@@ -32,7 +32,7 @@ class Address:
         return bool(self.path) or is_loopback(self.host)
 
     def probe(self) -> None:
-        """Raise OSError if the address can't be listened on: it is in use, or not one of this machine."""
+        """Raise OSError if the address can't be listened on: it is in use, or is not an address of this machine."""
         if self.path:
             self._probe_unix()
             return
@@ -45,7 +45,7 @@ class Address:
             try:
                 probe.connect(self.path)
             except (FileNotFoundError, ConnectionRefusedError):
-                # No listener: a dead program left the socket behind.
+                # Nobody listens: the file is missing, or a dead program left it behind.
                 return
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 

@@ -1,4 +1,4 @@
-"""A channel to the server, with TLS, bounded reconnects and retries, and no HTTP proxies; and what errors say.
+"""A channel to the server, with TLS, bounded reconnects and retries, and no HTTP proxies; and readers of its errors.
 
 For the programs and for Python callers:
 
@@ -29,19 +29,20 @@ Metadata = tuple[tuple[str, str], ...]
 
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
-    # Also the timeout of an attempt to connect: a slow server needs this long.
+    # This option is also the timeout of an attempt to connect: a slow server needs this long.
     ("grpc.min_reconnect_backoff_ms", 2500),
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", 1024 * 1024),
-    # These pings detect a dead server within 30 seconds. The server allows twice as many (`server.rpc.listener`).
+    # Pings detect a dead server within 30 seconds. The server allows twice as many (`server.rpc.listener`).
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # By default grpc sends only two pings while a call sends no data.
+    # By default grpc sends only two pings while a call sends no data. A quiet watch needs more: this lifts the limit.
     ("grpc.http2.max_pings_without_data", 0),
 )
 
-# A server that is shutting down ends a call that it has not begun with CANCELLED. For INTERNAL see `was_cut`.
+# The gRPC statuses of a call that was cut off. CANCELLED: the server shut down before it began the call. INTERNAL: see
+# `was_cut`.
 _CUT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL})
 
 _CA, _CERT, _KEY, _NAME = (f"CELLEXPORT_GRPC_{part}" for part in ("CA", "CLIENT_CERT", "CLIENT_KEY", "SERVER_NAME"))
@@ -63,7 +64,7 @@ class Tls:
     server_name: str = ""
 
     def files(self) -> PemFiles:
-        """Return the files. Their errors name the settings that the files come from."""
+        """Return the files, each with the setting that names it, so that an error can name the setting."""
         return PemFiles(
             chain=PemFile(_CERT, self.certificate) if self.certificate else None,
             key=PemFile(_KEY, self.key) if self.key else None,
@@ -144,7 +145,7 @@ def _is_local(name: str) -> bool:
         return True
     scheme, separator, rest = name.partition("://")
     if set(name) & set("?#%") or (separator and (scheme not in ("dns", "ipv4", "ipv6") or rest[:1] != "/")):
-        # The address behind such a name is decided by its scheme, a name server, or grpc's parser.
+        # The scheme, a name server or grpc's parser decides the address of such a name: it may be another machine.
         return False
     authority = name.rpartition("/")[2] if "://" in name else name.partition(":")[2] if name[:4] == "dns:" else name
     scheme, _, rest = authority.partition(":")
@@ -192,7 +193,7 @@ def bearer(token: str) -> Metadata:
 
 
 def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
-    """Return the error's ErrorInfo, or None if the server's own code did not refuse the call."""
+    """Return the error's ErrorInfo, or None if gRPC or a proxy ended the call, not the server's own code."""
     info = error_details_pb2.ErrorInfo()
     return info if any(detail.Unpack(info) and info.domain == DOMAIN for detail in _details(error)) else None
 
@@ -206,7 +207,7 @@ def was_cut(error: grpc.RpcError) -> bool:
 
 
 def retry_seconds(error: grpc.RpcError) -> float:
-    """Return how many seconds to wait before a retry, as the server asks; 0 if it doesn't say."""
+    """Return how many seconds the server asks to wait before a retry; 0 if its error doesn't say."""
     retry = error_details_pb2.RetryInfo()
     if any(detail.Unpack(retry) for detail in _details(error)):
         return float(retry.retry_delay.ToTimedelta().total_seconds())

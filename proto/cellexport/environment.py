@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from cellexport.address import Address
 
+# The longest secret, in characters.
 _SECRET_LIMIT = 4096
 
 
@@ -27,7 +28,7 @@ class Secret:
         return self._text
 
     def reveal_bytes(self) -> bytes:
-        """Return the exact bytes of the variable or the file."""
+        """Return the exact bytes of the variable or the file that held the secret."""
         return self._text.encode("utf-8", "surrogateescape")
 
     def __repr__(self) -> str:
@@ -35,7 +36,7 @@ class Secret:
 
 
 class Environment:
-    """The variables of an environment, read with a type each.
+    """Environment variables, with a method for each type of value.
 
     An empty variable counts as not set. Every method raises `SettingError` for an invalid value.
     """
@@ -150,7 +151,7 @@ class Environment:
 
 
 class SecretSource:
-    """A secret from a variable, or from a file that is read each time: tokens of a service mesh live for minutes."""
+    """A secret from a variable, or from a file that is read for each use: tokens of a service mesh live for minutes."""
 
     def __init__(self, environment: Environment, name: str, secret: Secret, *, renewable: bool) -> None:
         self._environment = environment
@@ -167,7 +168,7 @@ class SecretSource:
 
 
 def metrics_listen(environment: Environment, name: str) -> Address | None:
-    """Return the address to serve metrics on, from the variable `name`; None if it is not set.
+    """Return the address to serve metrics on, from the variable `name`; None if the variable is not set.
 
     Raises:
         SettingError: for an invalid value, or if other machines can reach the address and plaintext is not allowed.

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from cellexport.environment import Environment, SettingError
 
+# The largest PEM file, in bytes.
 _LIMIT = 1024 * 1024
 
 _log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class PemFile:
             with self.path.open("rb") as file:
                 content = file.read(_LIMIT + 1)
         except OSError as error:
-            # The error doesn't show the value: it may be the key itself.
+            # Don't show the value of a variable for a key: by mistake it may be the key itself, not a path.
             what = "the file" if self.variable.endswith("_KEY") else self.path
             raise SettingError(f"{self.variable}: {what} can't be read ({error.strerror}).") from error
         if len(content) > _LIMIT:
@@ -63,7 +64,7 @@ class PemFile:
 
 @dataclass(frozen=True, slots=True)
 class PemFiles:
-    """A certificate with its chain, its key, and the authorities that must have issued the peer's certificate."""
+    """A certificate with its chain, its key, and the authorities that must have issued the other side's certificate."""
 
     chain: PemFile | None = None
     key: PemFile | None = None
@@ -73,7 +74,7 @@ class PemFiles:
         return (file for file in (self.chain, self.key, self.authorities) if file is not None)
 
     def require_pair(self, chain: str, key: str) -> None:
-        """Raise `SettingError` if only one of certificate and key is set. The arguments are their variables."""
+        """Raise `SettingError` if only one of certificate and key is set. The arguments name their variables."""
         if (self.chain is None) != (self.key is None):
             missing, given = (chain, key) if self.chain is None else (key, chain)
             raise SettingError(f"{missing}: is not set, but {given} is. Set both, or none.")
@@ -98,16 +99,16 @@ class PemFiles:
 
 
 class PemReloader:
-    """The latest good content of PEM files, for any thread.
+    """The latest valid content of PEM files. Any thread may use it.
 
     Raises:
-        SettingError: if there is none at the start.
+        SettingError: if the content is invalid at the start.
     """
 
     def __init__(self, files: PemFiles) -> None:
         self._files = files
         self._lock = threading.Lock()
-        # Taken before reading: a change during the read is then noticed.
+        # Take the stamp before reading: then `renewed` notices a change of the files during the read.
         self._stamp = files.stamp()
         self.latest = files.load()
 
@@ -141,7 +142,7 @@ def _private_key(file: PemFile, content: bytes) -> EllipticCurvePrivateKey | RSA
     try:
         key = load_pem_private_key(content, None)
     except (ValueError, TypeError) as error:
-        # TypeError: the key is encrypted.
+        # A TypeError means that the key is encrypted.
         raise SettingError(f"{file.variable}: {file.path} holds no unencrypted private key in PEM.") from error
     if not isinstance(key, EllipticCurvePrivateKey | RSAPrivateKey):
         raise SettingError(f"{file.variable}: {file.path} must be an RSA or an elliptic-curve key.")

@@ -11,7 +11,7 @@ from cellexport.pem import Pem, PemReloader
 
 M = TypeVar("M")
 
-# The files are checked at most this often.
+# The shortest time between two checks whether the certificate files have changed.
 _CHECK_SECONDS = 1.0
 
 
@@ -22,7 +22,7 @@ class RenewingChannel(grpc.Channel):
     its last call has ended.
 
     Args:
-        reloader: reads the files.
+        reloader: reads the certificate files.
         connect: makes a channel from the content of the files.
     """
 
@@ -76,12 +76,12 @@ class RenewingChannel(grpc.Channel):
 
 
 class _Method(Generic[M]):
-    """A method of the contract, on the newest channel."""
+    """A gRPC method that is called on the newest channel."""
 
     def __init__(self, channel: RenewingChannel, make: Callable[[grpc.Channel], M]) -> None:
         self._channel = channel
         self._make = make
-        # The channel and its method are one tuple, because threads share it.
+        # A channel and its method, replaced together as one tuple: no thread must see the method of another channel.
         self._made: tuple[grpc.Channel, M] | None = None
 
     def latest(self) -> M:

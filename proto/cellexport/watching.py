@@ -17,7 +17,8 @@ from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 
 _LEAST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
-# A watch that ends with one of these statuses is opened again, and so is one that was cut (`client.was_cut`).
+# A watch that ends with one of these gRPC statuses is opened again, and so is a watch that a broken connection or a
+# proxy cut off (`client.was_cut`).
 _PASSING = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED})
 
 
@@ -57,8 +58,8 @@ def watch(
                     return
             return
         except grpc.RpcError as error:
-            # After a first message, retry if the token has expired: it may have been replaced. If the next attempt
-            # finds it expired too, the watch ends. INTERNAL also means a broken connection only after a first message.
+            # After a first message, retry if the token has expired: `metadata` may return a new one. If that token has
+            # expired too, the watch ends. Only after a first message, INTERNAL means a broken connection.
             if error.code() not in _PASSING and not (answered and (_is_expiry(error) or was_cut(error))):
                 raise
             failures += 1

@@ -1,12 +1,12 @@
 """The judge of tokens: decides for HTTP and gRPC alike which caller may make which call.
 
     credentials ──▶ `credentials`  extracts the presented token, from a cookie too (`cookie`)
-                ──▶ a `TokenKind`  checks origin, cell and expiry (`master`, `jwt_access`, `local`)
+                ──▶ a `TokenKind`  checks the token's issuer, cell and expiry (`master`, `jwt_access`, `local`)
                 ──▶ `rights`       decides which privileges the token grants, by roles, access list and scope
 
-`opening` builds the judge. Add a new kind of token as a `TokenKind` there. An accepted token is cached, so that its
-next use costs no decryption. Its expiry and the cell's access file are checked every time.
-May import `exports.model`, `cells`, `refusals`, and `cellexport`.
+`opening` builds the judge. Add a new kind of token as a `TokenKind` there. An accepted token is cached, so that the
+next call with it needs no decryption. The token's expiry and the cell's access file are checked for every call.
+This folder may import `exports.model`, `cells`, `refusals`, and `cellexport`.
 """
 
 from collections import OrderedDict
@@ -22,7 +22,8 @@ from server.cells import Cell
 from server.exports.model import Caller
 from server.refusals import Refusal, Refused
 
-# More than the number of watches, because each watch is judged again before every message.
+# The most tokens in the cache: more than the number of open watches, because a watch's token is judged again before
+# every message.
 _MOST_CACHED = 25_000
 
 
@@ -31,7 +32,7 @@ class Identity:
     """A caller whose token was accepted.
 
     `holder` identifies a caller that may hold leases. `expires_at` is the last millisecond, since 1970, in which the
-    token is valid. `for_unit` says whether it is valid for every cell.
+    token is valid. `for_unit` says whether the token is valid for every cell.
     """
 
     caller: Caller
@@ -45,13 +46,15 @@ class Identity:
 
 
 class TokenKind(Protocol):
-    """A kind of token."""
+    """A kind of token, for example the JWTs of trusted issuers."""
 
     def version(self) -> int:
-        """Return a number that changes when an accepted token may have become invalid, apart from its expiry."""
+        """Return a number that changes when an accepted token may have become invalid, apart from its expiry. The judge
+        then empties its cache.
+        """
 
     def accept(self, token: str, credentials: Credentials, cell: Cell | None, now: int) -> Accepted | None:
-        """Return the accepted token, or None if it is of another kind. The cell's access file isn't read.
+        """Return the accepted token, or None if the token is of another kind. Don't read the cell's access file.
 
         Args:
             cell: the cell of the call; None for calls about the unit.
@@ -66,7 +69,7 @@ class Judge:
     """Judges calls by the configured kinds of token. Without any kind, every call is refused.
 
     Args:
-        cookies: decrypts cookies; None refuses every cookie.
+        cookies: decrypts cookies; if it is None, every cookie is refused.
         clock: milliseconds since 1970.
     """
 

@@ -16,7 +16,7 @@ _BLOCK = 16
 _OLDER_PREFIX = "123456789abcdefg"
 _PADDINGS = tuple(bytes([size]) * size for size in range(_BLOCK + 1))
 _ALLOWED = bytes(range(0x20, 0x7F)) + b"\t"
-# Decrypted in place of a malformed text, so that it takes the same time.
+# Decrypted in place of a malformed text, so that a malformed text takes the same time as any other.
 _STAND_IN = bytes(_BLOCK)
 
 
@@ -35,12 +35,12 @@ def encode_base64url(data: bytes) -> str:
 
 
 def initial_vector(name: str) -> bytes:
-    """Return the IV for an issuer or a host."""
+    """Return the initial vector for the tokens of an issuer or the cookies of a host, in today's layout."""
     return hashlib.md5(name.encode(), usedforsecurity=False).digest()
 
 
 def older_initial_vector(name: str) -> bytes:
-    """Return the IV of the layout of 2017."""
+    """Return the initial vector for the tokens of an issuer or the cookies of a host, in the layout of 2017."""
     return (_OLDER_PREFIX + name)[::-1][:_BLOCK].encode("ascii", "replace")
 
 

@@ -1,4 +1,6 @@
-"""The cookie of a Personium unit: an encrypted peer and token. The peer in the query must be the same.
+"""The cookie that a Personium unit gives to browsers: `p_cookie`, an encrypted token and a second text, the peer.
+
+A request must also contain the peer, as `p_cookie_peer` in the query (over gRPC: `p-cookie-peer` in the metadata).
 
 All flaws of a cookie have the same refusal. An invalid token inside a valid cookie has another refusal. The difference
 is safe only because a changed cookie never decrypts at all: see `cipher`.
@@ -13,11 +15,12 @@ from server.auth.credentials import PresentedCookie
 from server.cells import Cell
 from server.refusals import Refusal, Refused
 
+# The initial vector is made from the host with each vowel replaced.
 _VOWELS = str.maketrans("aiueo", "#####")
 
 
 class Cookies:
-    """The cookies of a unit, decrypted for the host of the unit's or the cell's URL, never for that of a request."""
+    """The cookies of a unit, decrypted for the host in the unit's or the cell's URL, never for a request's host."""
 
     def __init__(self, cipher: Cipher, urls: UnitUrls) -> None:
         self._cipher = cipher
@@ -46,7 +49,7 @@ class Cookies:
 
 
 def seal(cipher: Cipher, peer: str, token: str, host: str) -> str:
-    """Return a cookie with a token, as the unit on that host issues it."""
+    """Return a cookie with a token, as a unit with that host issues it."""
     return cipher.seal(f"{peer}\t{token}", initial_vector(_masked(host)))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from server.refusals import Refusal, Refused
 
-# In characters. A longer value is malformed.
+# The longest `authorization`, cookie and peer, in characters. A longer value is malformed.
 _LIMIT = 4096
 _COOKIE_LIMIT = 8192
 _PEER_LIMIT = 1024
@@ -15,7 +15,7 @@ _PEER_LIMIT = 1024
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The metadata `authorization`, all cookies and peers, and `x-personium-unit-user`.
+    """The credentials of a call: `authorization`, every `p-cookie` and `p-cookie-peer`, and `x-personium-unit-user`.
 
     Several values of `authorization` or `x-personium-unit-user` are joined with commas, as an HTTP server joins header
     lines.
@@ -40,7 +40,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class PresentedCookie:
-    """One cookie and its peer, not decrypted yet."""
+    """A cookie that is not decrypted yet, and the `p_cookie_peer` that came with it."""
 
     cookie: str
     peer: str
@@ -50,7 +50,7 @@ class PresentedCookie:
 
 
 def presented(credentials: Credentials) -> str | PresentedCookie:
-    """Return the token of a Bearer credential, or the cookie. Neither is verified yet.
+    """Return the token in `authorization` or, if there is no `authorization`, the cookie. Neither is verified yet.
 
     Raises:
         Refused: CREDENTIALS_MISSING, SCHEME_UNKNOWN, BASIC_MALFORMED, TOKEN_INVALID, COOKIE_REJECTED

@@ -31,10 +31,10 @@ Line = tuple[str, str]
 
 
 def describe(token: str, cell: Cell, local: LocalTokens | None) -> Iterator[Line]:
-    """Yield the content of a token, verified or not.
+    """Yield the content of a token, as names and values. The content of a JWT is not verified.
 
     Args:
-        local: decrypts local tokens; None without the unit's secret.
+        local: decrypts local tokens; None if the unit's secret is not set.
     """
     if token.count(".") == 2:
         yield from _describe_jwt(token)

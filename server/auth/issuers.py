@@ -19,7 +19,8 @@ from jwt.exceptions import PyJWTError
 from cellexport.environment import SettingError
 
 SETTING = "CELLEXPORT_TRUSTED_ISSUERS"
-# One issuer signs with one family. If HMAC were mixed with another family, a public key could be used to sign.
+# The families of signature algorithms. All algorithms of one issuer are of one family: if HMAC were mixed with another
+# family, an attacker could sign with a public key.
 _FAMILIES = (
     frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}),
     frozenset({"ES256", "ES384", "ES512"}),
@@ -29,6 +30,7 @@ _FAMILIES = (
 _KEY_TYPES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP", "HS": "oct"}
 _RSA_BITS = range(2048, 8193)
 _LARGEST_EXPONENT = 2**32
+# In bytes, like the limit of a key file.
 _SHORTEST_HMAC_KEY = 32
 _FILE_LIMIT = 256 * 1024
 
@@ -41,7 +43,7 @@ class KeyFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key that verifies the signatures of one algorithm. `kid` is its name in the file."""
+    """A key that verifies the signatures of one algorithm. `kid` is the key's name in the JWK set."""
 
     kid: str | None
     jwk: PyJWK
@@ -71,7 +73,10 @@ class Issuer:
             raise KeyFileError(f"{file} has no key for {' or '.join(algorithms)}.")
 
     def key(self, algorithm: str, kid: str | None) -> PyJWK | None:
-        """Return the key of that name, or without a name the only key; None if there is no such key, or several."""
+        """Return the key for the algorithm with that `kid`, or the only key for it if `kid` is None.
+
+        Return None if no key fits, or several.
+        """
         fitting = [key for key in self._keys if key.jwk.algorithm_name == algorithm]
         if kid is not None:
             fitting = [key for key in fitting if key.kid == kid]
@@ -178,13 +183,13 @@ def _read(file: Path, algorithms: Sequence[str]) -> list[Key]:
 
 
 def _keys(file: Path, jwk: dict[str, Any], algorithms: Sequence[str]) -> list[Key]:
-    """Return the key once for each algorithm that it may verify. Keys for other uses are skipped."""
+    """Return the key of a JWK once for each algorithm that it may verify; nothing if the key is for another use."""
     operations = jwk.get("key_ops", ["verify"])
     if not isinstance(operations, list):
         raise KeyFileError(f"{file}: key_ops must be a list.")
     uses = jwk.get("use", "sig") == "sig" and "verify" in operations
     fitting = [name for name in algorithms if _KEY_TYPES[name[:2]] == jwk.get("kty") and jwk.get("alg", name) == name]
-    # Each curve belongs to one algorithm.
+    # Each algorithm of the family ES needs its own curve.
     fitting = [name for name in fitting if name[:2] != "ES" or _CURVES[name] == jwk.get("crv")]
     if not uses or not fitting:
         return []
@@ -196,7 +201,7 @@ def _keys(file: Path, jwk: dict[str, Any], algorithms: Sequence[str]) -> list[Ke
     try:
         keys = [Key(kid, PyJWK(jwk, name)) for name in fitting]
     except (PyJWTError, ValueError, TypeError, KeyError) as error:
-        # The library's error may contain the key.
+        # Don't repeat the text of the library's error: it may contain the key.
         raise KeyFileError(f"{file}: the key {kid!r} is damaged.") from error
     if not all(_is_strong(key.jwk.key) for key in keys):
         raise KeyFileError(f"{file}: the key {kid!r} is too short, or longer than any key in use.")

@@ -1,7 +1,7 @@
 """JWT access tokens (RFC 9068) for callers in the mesh, judged as RFC 8725 advises.
 
-The checks have the order of the contract: shape, algorithm, key, signature, expiry, other claims. The library verifies
-the signature. It accepts numbers given as text and duplicate claims, so this module refuses them first.
+The checks have the order of the contract: shape, algorithm, key, signature, expiry, other claims. The library PyJWT
+verifies the signature. PyJWT accepts numbers given as text and duplicate claims, so this module refuses such tokens.
 """
 
 import json
@@ -22,11 +22,13 @@ from server.cells import Cell
 from server.exports.model import Caller
 from server.refusals import Refusal, Refused
 
+# The accepted values of the header `typ`.
 _TYPES = frozenset({"at+jwt", "application/at+jwt"})
+# How far the clocks of the issuer and the server may differ.
 _LEEWAY_SECONDS = 30
-# How often the key files are checked, at most.
+# The shortest time between two checks whether the key files have changed.
 _CHECK_SECONDS = 1.0
-# The end of the year 9999.
+# The latest time that a claim may hold, in seconds since 1970: the end of the year 9999.
 _LATEST = 253_402_300_799
 
 

@@ -24,15 +24,18 @@ _REFRESH = frozenset({"RR~", "RV~", "RA~", "RT~"})
 _TODAY = {"AR~": ("0", 7), "AV~": ("1", 8), UNIT_USER: ("6", 7), "AP~": ("7", 7)}
 _OLDER = {"AA~": 5, "AL~": 6, UNIT_USER: 5, "AP~": 5}
 
+# The most digits of a number in a token.
 _MOST_DIGITS = 15
+# How far in the future the time of issue may be, because clocks differ; and the longest lifespan.
 _AHEAD_MS = 60_000
 _LONGEST_MS = 366 * 86_400_000
+# The name that stands for the main box in the URL of a role.
 _MAIN_BOX = "__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """The content of a token. Times are in milliseconds. `scope` is None in a layout without scope."""
+    """The content of a local token. Times are in milliseconds. `scope` is None if the token's layout has no scope."""
 
     issued_at: int
     lifespan: int
@@ -48,7 +51,9 @@ class Content:
 
 
 class LocalTokens:
-    """The `TokenKind` of a unit's tokens. The judge tries it last, and it refuses every other text in the same way."""
+    """The `TokenKind` of the unit's own tokens. The judge asks it last, so it refuses every text that is no such token,
+    always in the same way.
+    """
 
     def __init__(self, cipher: Cipher, urls: UnitUrls) -> None:
         self._cipher = cipher
@@ -73,7 +78,7 @@ class LocalTokens:
         return self._accepted(prefix, content)
 
     def content(self, token: str, cell: Cell | None) -> Content | None:
-        """Return the content of an access token, expired or not, or None if the token can't be read."""
+        """Return the content of a local access token, expired or not, or None if the text is no such token."""
         today, older = self._open(token, self._issuer(token, cell))
         return _today(token[:3], today) or _older(token[:3], older)
 
@@ -81,7 +86,9 @@ class LocalTokens:
         return self._urls.unit if cell is None or token.startswith(UNIT_USER) else self._urls.cell(cell.name)
 
     def _open(self, token: str, issuer: str) -> tuple[Sequence[str], Sequence[str]]:
-        """Return the fields in both layouts. Every token is decrypted in both, so that all take the same time."""
+        """Return the fields of a token as read in today's layout and in that of 2017. Always decrypt both, so that all
+        tokens take the same time.
+        """
         today = self._cipher.open(token[3:], initial_vector(issuer))
         older = self._cipher.open(token[3:], older_initial_vector(issuer))
         return (today or "").split("\t"), (older or "").split("\t")

@@ -11,7 +11,7 @@ from server.exports.model import Caller
 
 
 class MasterToken:
-    """The `TokenKind` of one secret. A caller that names a unit user gives up the rights of the unit."""
+    """The `TokenKind` of the unit master token. A call with `x-personium-unit-user` gives up the token's privileges."""
 
     def __init__(self, secret: Secret) -> None:
         self._digest = _digest(secret.reveal())

@@ -15,7 +15,7 @@ from jwt.exceptions import PyJWTError
 from server.auth.cipher import Cipher, initial_vector, older_initial_vector
 from server.auth.issuers import Issuer
 
-# The prefix and type of each kind today, and its prefix in 2017.
+# For each kind of local token: its prefix and type in today's layout, and its prefix in the layout of 2017.
 LOCAL_KINDS = {
     "resident": ("AR~", "0", "AA~"),
     "visitor": ("AV~", "1", "AL~"),
@@ -28,7 +28,7 @@ LOCAL_KINDS = {
 
 
 class MintError(Exception):
-    """Raised when a token can't be made. The text says what to do."""
+    """Raised when a token can't be made from the given values. The text says what to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +94,17 @@ def access_jwt(issuer: Issuer, claims: dict[str, Any], private_key: Path | None)
 
 
 def make_issuer(directory: Path, url: str) -> Path:
-    """Create an issuer for tests: a key, its JWK set, and the issuers file that names both. Return that file.
+    """Create a JWT issuer for tests: a private key, a JWK set with its public key, and an issuers file.
+
+    Return the path of the issuers file, the value for `CELLEXPORT_TRUSTED_ISSUERS`. It holds the issuer's URL and the
+    name of the JWK set's file.
+
+    Args:
+        directory: for the three files; created if it is missing.
+        url: the `iss` of the issuer's tokens.
 
     Raises:
-        OSError: if one of the files exists already, or can't be written.
+        OSError: if one of the three files exists already, or can't be written.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     private = ec.generate_private_key(ec.SECP256R1())

@@ -1,4 +1,4 @@
-"""Builds the judge from the settings of tokens."""
+"""Builds the judge of tokens from the settings."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The rights of an accepted token: by the cell's roles and access list, and then by the token's scope."""
+"""The privileges of an accepted token: a cell's access list gives them to roles, and the token's scope limits them."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from server.cells import Cell
 from server.exports.model import Caller
 from server.refusals import Refusal, Refused
 
-# The name in an access list for every authenticated caller.
+# The role in an access list that every authenticated caller has.
 _EVERYBODY = "all"
 
 
 class Privilege(StrEnum):
     """A privilege that a method may need."""
 
-    # Everything on one cell. This privilege is from Personium's document.
+    # Allows everything on one cell. The name is from Personium's API document.
     ROOT = "root"
     # For exporters: to claim, report and finish exports of any cell. No access list grants it.
     EXPORT_REPORT = "export-report"
@@ -52,7 +52,7 @@ def require(needed: Privilege, accepted: Accepted, cell: Cell | None) -> None:
     """Raise `Refused` unless the token grants the privilege.
 
     Raises:
-        Refused: CREDENTIALS_MISSING (the account is gone), PRIVILEGE_LACKING, SCOPE_INSUFFICIENT; in this order.
+        Refused: CREDENTIALS_MISSING (the account was removed), PRIVILEGE_LACKING, SCOPE_INSUFFICIENT; in this order.
     """
     if needed not in _privileges(needed, accepted, cell):
         raise Refused(

@@ -1,4 +1,4 @@
-"""The settings of tokens."""
+"""The settings for the kinds of tokens that the server accepts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 from cellexport.environment import Environment, Secret
 from server.auth.issuers import SETTING, Issuer, read_issuers
 
+# The lengths of an AES key, in bytes.
 _AES_KEYS = (16, 24, 32)
 
 
@@ -20,7 +21,7 @@ class TokenSettings:
 
     @classmethod
     def read(cls, environment: Environment) -> "TokenSettings":
-        """Read the settings. Raise `SettingError` for a bad value."""
+        """Read the settings from an environment. Raise `SettingError` if a value or a file is invalid."""
         issuers = environment.text(SETTING, "")
         return cls(
             master_token=environment.secret("CELLEXPORT_MASTER_TOKEN"),

@@ -42,7 +42,7 @@ def cli(context: click.Context) -> None:
     exporters to run several exports at a time. Settings come from the environment.
     """
     if context.invoked_subcommand is None:
-        # Before any thread starts, so that every thread inherits the mask and only the signal thread gets the signals.
+        # Block the signals before any thread starts: every thread inherits this, so only `_wait_for_signals` gets them.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         terminal = logs.is_terminal()
         logs.configure(Environment(os.environ), terminal=terminal)

@@ -1,7 +1,7 @@
-"""A zip while it is written, and the list of its entries.
+"""The zip of a snapshot while it is written, and the list of the zip's entries.
 
-Memory does not grow with the size of the files. It grows by less than a kilobyte for each file, because zipfile keeps
-the directory of entries until the end.
+Memory does not grow with the size of the files. It grows by less than a kilobyte for each file, because the module
+`zipfile` keeps the zip's directory in memory until the end.
 """
 
 import hashlib
@@ -20,13 +20,14 @@ from server.exporter.tally import Tally
 from server.exporter.walk import Found, Skipped, SourceChangedError, SourceError, open_file
 
 _CHUNK = 256 * 1024
-# Zips are a few percent larger than at zlib's default level, and take little more than half the time
-# (docs/decisions.md).
+# The level of compression. Zips are a few percent larger than at zlib's default level, and take little more than half
+# the time to write (docs/decisions.md).
 _LEVEL = 4
-# The modes as zip entries store them. All entries share these two numbers: a million separate ones would take 32 MB.
+# The file modes in zip entries. All entries share these two numbers: a million separate numbers would take 32 MB.
 _FILE_MODE, _DIRECTORY_MODE = 0o100600 << 16, 0o040700 << 16
 _DOS_DIRECTORY = 0x10
-# The range of the date in a zip entry. The list of entries has the true time.
+# The first and the last date that a zip entry can hold; other dates become one of them. The list of entries has the
+# true time.
 _FIRST_DATE, _LAST_DATE = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)
 
 
@@ -34,11 +35,11 @@ Stop = Callable[[], None]
 
 
 class Archive:
-    """A zip that grows by one entry at a time. The `add` methods raise OSError if it can't be written.
+    """A zip that grows by one entry at a time. The `add` methods raise OSError if the zip can't be written.
 
     Args:
-        entries: a temporary file for the list of entries until `finish`.
-        stop: called often; raises to end the work. Its exception passes through the method that called it.
+        entries: a temporary file, which holds the list of entries until `finish` adds the list to the zip.
+        stop: called often; raises to end the work. The methods of the archive let the exception pass.
     """
 
     def __init__(self, file: BinaryIO, entries: IO[bytes], tally: Tally, stop: Stop) -> None:
@@ -56,7 +57,7 @@ class Archive:
         self._list_entry(name, name, len(content), hashlib.sha256(content).hexdigest(), self._created)
 
     def add_directory(self, name: str, original: str, found: Found) -> None:
-        """Add an empty directory as an entry, or only count any other directory as done."""
+        """Add an entry for an empty directory. Only count any other directory as done: its files' names contain it."""
         if found.is_empty:
             info = _info(name + "/", found.mtime_ns, _DIRECTORY_MODE)
             info.external_attr |= _DOS_DIRECTORY
@@ -67,7 +68,7 @@ class Archive:
             self._tally.entries_done += 1
 
     def add_file(self, name: str, found: Found, original: str | None = None) -> Skipped | None:
-        """Add the content of a file, or return why the file must be skipped.
+        """Add an entry with the content of a file, or return why the file must be skipped.
 
         Raises:
             SourceError: if the file can't be read.
@@ -91,6 +92,7 @@ class Archive:
         return None
 
     def skip(self, name: str, original: str, why: Skipped) -> None:
+        """Add a file or directory that is not in the zip to the list, with the reason."""
         self._list({"name": name, "skipped": str(why)} | _original(name, original))
         self._tally.entries_done += 1
 
@@ -98,7 +100,7 @@ class Archive:
         """Add the list of entries and the manifest, and close the zip.
 
         Args:
-            subject: the keys of the manifest that are not counts, hashes or times.
+            subject: the values of the manifest except counts, hashes and times, which this method adds.
         """
         self._entries.seek(0)
         with self._zip.open(_info(ENTRIES, self._created, _FILE_MODE), "w", force_zip64=True) as target:
@@ -113,7 +115,7 @@ class Archive:
         self._zip.close()
 
     def abandon(self) -> None:
-        """Close an unfinished zip. Closing still writes to the part, which the caller discards."""
+        """Close an unfinished zip. `zipfile` then writes a directory to the part, but the caller discards the part."""
         with suppress(OSError, ValueError):
             self._zip.close()
 
@@ -136,7 +138,8 @@ def _original(name: str, original: str) -> dict[str, object]:
 
 
 class _Leveled(Protocol):
-    # Before Python 3.13 a streamed entry has no public attribute for its level, and ignores the level of the zip.
+    # Before Python 3.13 an entry that is streamed ignores the zip's compression level, and has no public attribute for
+    # its own. So `_info` sets the private one.
     _compresslevel: int
 
 

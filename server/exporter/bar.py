@@ -27,7 +27,7 @@ class Bar:
         sys.stderr.flush()
 
     def end(self) -> None:
-        """Clear the line."""
+        """Clear the line of the bar."""
         if self._terminal:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

@@ -7,7 +7,8 @@ import grpc
 from cellexport import client
 from cellexport.environment import SecretSource
 
-# The statuses from which a server may recover. After any other status a retry is pointless, and the lease runs out.
+# The gRPC statuses of failures that may be temporary. After any other status a retry is pointless: the exporter gives
+# the export up, and the lease expires.
 _TRANSIENT = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -21,7 +22,9 @@ _TRANSIENT = frozenset(
 
 
 def is_transient(error: grpc.RpcError, token: SecretSource) -> bool:
-    """Return whether a retry of the call may succeed. A refused token may yet be replaced in its file."""
+    """Return whether a retry of the call may succeed. After a refused token it may if the token is from a file, where
+    somebody may replace the token.
+    """
     return error.code() in _TRANSIENT or (token.renewable and error.code() is grpc.StatusCode.UNAUTHENTICATED)
 
 
@@ -32,5 +35,5 @@ def reason(error: grpc.RpcError) -> str:
 
 
 def jittered(seconds: float) -> float:
-    """Return between half and one and a half of the time, so that exporters don't retry all at once."""
+    """Return a random time from 0.5 to 1.5 times `seconds`, so that exporters don't all retry at the same moment."""
     return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - no secret depends on it

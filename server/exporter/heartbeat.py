@@ -14,15 +14,16 @@ from cellexport.v1.exporter_pb2 import ClaimedExport, Progress, ReportProgressRe
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 from server.exporter.calls import is_transient, jittered, reason
 
-# At most five reports a second.
+# The pause after each report: an exporter sends at most five reports a second.
 _SHORTEST_SECONDS = 0.2
+# The average pause before a failed report is sent again.
 _RETRY_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
 
 
 class LeaseLostError(Exception):
-    """Raised when the server answers that this exporter has lost the export."""
+    """Raised when the server answers that this exporter has lost its lease on the export."""
 
 
 class ExportCancelledError(Exception):
@@ -30,7 +31,7 @@ class ExportCancelledError(Exception):
 
 
 class Heartbeat:
-    """Reports of an export's progress, sent while the context is open.
+    """A thread that reports an export's progress to the server while the context is open.
 
     Args:
         token: the source of the token; read before each report.
@@ -71,13 +72,13 @@ class Heartbeat:
         self._thread.join()
 
     def confirm(self, stop: Callable[[], None]) -> None:
-        """Report until the server accepts a report.
+        """Report until the server accepts a report, which proves that the lease is held. Call this before publishing.
 
         Args:
             stop: called between tries; raises to give up.
 
         Raises:
-            LeaseLostError: if the export is lost.
+            LeaseLostError: if the lease is lost.
             ExportCancelledError: if the server asks to end the export.
         """
         while not self._report(self._progress()):
@@ -87,7 +88,7 @@ class Heartbeat:
         self.check()
 
     def check(self) -> None:
-        """Raise `LeaseLostError` or `ExportCancelledError` if the server has answered so."""
+        """Raise `LeaseLostError` if the lease is lost, `ExportCancelledError` if the server asked to end the export."""
         if self._lost.is_set():
             raise LeaseLostError
         if self._cancelled.is_set():
@@ -97,8 +98,8 @@ class Heartbeat:
         try:
             self._run()
         except Exception:
-            # Without reports the lease will be lost: end the export now, not when the server refuses it.
-            _log.exception("unexpected error", extra={"cell": self._claimed.cell})
+            # Without reports the lease will expire: end the export now, not when the server refuses to let it finish.
+            _log.exception("progress reports stopped by an unexpected error", extra={"cell": self._claimed.cell})
             self._lost.set()
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""Names of zip entries: the fixed ones, and those made from the names of files.
+"""Names of zip entries: the manifest, the list of entries, and the names made from file names.
 
 The name of an entry is always valid UTF-8 and relative, and unpacks only below the target directory, on Windows too.
 Unsafe characters become `%XX`, byte by byte. A `%` before two hexadecimal digits becomes `%25`. So two files never
@@ -11,11 +11,13 @@ import re
 MANIFEST = "00_manifest.json"
 ENTRIES = "00_entries.ndjson"
 
-# In bytes. The zip format stores the length of a name in 16 bits.
+# The longest name of a zip entry, in bytes: the zip format stores the length of a name in 16 bits.
 LONGEST = 65_535
 
+# A `%` that would look like the start of a code.
 _CODE = re.compile(r"%(?=[0-9A-Fa-f]{2})")
-# Control characters, backslashes, bytes that are not UTF-8, spaces and dots at the end, and the colon of a drive.
+# The unsafe characters of a path component: control characters, backslashes, bytes that are not UTF-8, spaces and dots
+# at the end, and the colon of a drive letter.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\\udc80-\udcff]|[ .]+\Z|(?<=^[A-Za-z]):")
 
 
@@ -34,7 +36,7 @@ def is_safe(name: str) -> bool:
 
 
 def shown(path: str) -> str:
-    """Return a path as JSON can hold it: bytes that are not UTF-8 become `\\xXX`."""
+    """Return a path as a text that JSON can hold: bytes that are not UTF-8 become `\\xXX`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

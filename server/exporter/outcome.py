@@ -1,4 +1,4 @@
-"""The result of an export for each reason, and the names of both."""
+"""The result that belongs to each reason for an export's end, and the names of results and reasons in logs."""
 
 from cellexport.outcomes import INTERRUPTIONS
 from cellexport.v1.cell_export_pb2 import Outcome
@@ -12,7 +12,7 @@ def result_of(why: Outcome.Reason.ValueType) -> Outcome.Result.ValueType:
 
 
 def fields_of(result: Outcome.Result.ValueType, why: Outcome.Reason.ValueType) -> dict[str, str]:
-    """Return the fields of an export's end for logs and error notes. `reason` is empty for a success."""
+    """Return the names of an export's result and reason, for logs and error notes. `reason` is empty for a success."""
     return {"result": Outcome.Result.Name(result).removeprefix("RESULT_"), "reason": _name(why) if why else ""}
 
 

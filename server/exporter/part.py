@@ -1,7 +1,7 @@
-"""Parts: unfinished snapshots, whose file names fence off old exporters.
+"""Parts: unfinished snapshots. Removing a part keeps the exporter that writes it from publishing the snapshot.
 
-A part is the file `{Name}.{export id}.{epoch}.part`, locked by the exporter that writes it. Publishing links the part
-to its final name. The link never replaces a file, and fails once the part was removed.
+A part is the file `{Name}.{export id}.{epoch}.part`, locked by the exporter that writes it. Publishing makes a hard
+link to the part with the final name, `{Name}.zip`. The link never replaces a file, and fails if the part was removed.
 """
 
 import fcntl
@@ -14,7 +14,7 @@ _PART = re.compile(r"(?P<name>[A-Za-z0-9_-]+)\.[0-9a-f]+\.(?P<epoch>[0-9]+)\.par
 
 
 class NameTakenError(Exception):
-    """Raised when a snapshot of that name exists already."""
+    """Raised when the cell already has a snapshot with the name of the new one."""
 
 
 class FencedError(Exception):
@@ -22,7 +22,7 @@ class FencedError(Exception):
 
 
 class Part:
-    """An unfinished snapshot, written to `file`."""
+    """An unfinished snapshot. The exporter writes it to `file`."""
 
     def __init__(self, path: Path, target: Path, file: BinaryIO) -> None:
         self._path = path
@@ -39,12 +39,12 @@ class Part:
         os.fsync(self.file.fileno())
 
     def publish(self) -> None:
-        """Link the part to its final name. Call `sync` first.
+        """Make a link to the part with the snapshot's final name. Call `sync` first.
 
         Raises:
-            NameTakenError: if a file of that name exists. It is not changed.
+            NameTakenError: if a file with the final name exists. That file is not changed.
             FencedError: if the part was removed.
-            OSError: if the link can't be made, or not be made durable.
+            OSError: if the link can't be made, or can't be written to disk.
         """
         try:
             os.link(self._path, self._target, follow_symlinks=False)
@@ -61,12 +61,16 @@ class Part:
 
 
 def part_name(name: str, export_id: str, epoch: int) -> str:
-    """Return the file name of a part. It identifies the export and the lease (by its epoch)."""
+    """Return the file name of a part. The name contains the export's id and the lease's epoch, a number that rises with
+    each lease on the cell: so `fence` finds the parts of older leases.
+    """
     return f"{name}.{export_id}.{epoch}.part"
 
 
 def locked(path: Path) -> int:
-    """Create and lock a file, and return its descriptor. If a sweep removes it before the lock, create it again."""
+    """Create the file of a part, lock it, and return its descriptor. If another exporter sweeps the file away before it
+    is locked, create it again.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -76,22 +80,26 @@ def locked(path: Path) -> int:
 
 
 def parts_in(directory: Path) -> list[Path]:
-    """Return the parts in a cell's snapshot directory. Raise OSError if it can't be read."""
+    """Return the parts in a cell's snapshot directory. Raise OSError if the directory can't be read."""
     return [path for path in directory.iterdir() if path.name.endswith(".part")]
 
 
 def epoch_of(part: Path) -> int:
-    """Return the epoch in the name of a part, or 0 if the name has another form."""
+    """Return the epoch of the lease in a part's name, or 0 if the name has another form."""
     match = _PART.fullmatch(part.name)
     return int(match["epoch"]) if match else 0
 
 
 def fence(directory: Path, epoch: int) -> None:
-    """Remove the parts of older epochs, and of the others those without a living exporter.
+    """Remove every part of an older lease, and every other part that no living exporter has locked.
+
+    Args:
+        directory: the cell's snapshot directory.
+        epoch: the epoch of the caller's lease.
 
     Raises:
-        FencedError: if the exporter of a newer part is alive. That part's epoch dates from before the server's store
-            went back in time.
+        FencedError: if a living exporter has locked a part that is not older. The server gave out that exporter's lease
+            before its store went back to an older state.
     """
     for path in parts_in(directory):
         if not _PART.fullmatch(path.name):
@@ -103,7 +111,7 @@ def fence(directory: Path, epoch: int) -> None:
 
 
 def sweep(path: Path) -> bool:
-    """Remove a part and return True, unless its lock is held or it can't be opened as a file."""
+    """Remove a part, unless an exporter has locked it or it can't be opened. Return whether it was removed."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -27,14 +27,19 @@ from server.exporter.snapshot_directory import SnapshotDirectory, is_out_of_spac
 from server.exporter.tally import Tally
 from server.exporter.walk import SourceChangedError, SourceError
 
+# How long a claim waits in the server for an export.
 _WAIT_SECONDS = 20
+# The deadline of the call that reports how an export ended.
 _CALL_SECONDS = 3.0
+# The average pause before a retry.
 _RETRY_SECONDS = 0.5
-# A server that is just starting fails claims for about this long, which is not worth a log line.
+# Failing claims are logged only after this long: while a server starts, claims fail for about as long.
 _PATIENCE_SECONDS = 3.0
-# How long a stopping exporter retries to report how its export ended.
+# How long an exporter that shuts down goes on trying to report how its export ended.
 _FINISH_SECONDS = 3.0
+# The deadline of the call that returns an export to the queue.
 _GIVE_BACK_SECONDS = 1.0
+# The gRPC statuses with which the server refuses a token.
 _REFUSALS = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 
 _log = logging.getLogger(__name__)
@@ -66,8 +71,9 @@ class Runner:
         self._snapshots = snapshots
         self._bar = bar
         self._stopping = threading.Event()
-        # Never set: `_finish` waits on it between its retries, which go on while the exporter stops.
+        # Never set: a wait for it is the pause between the retries of `_finish`, which go on during shutdown.
         self._pause = threading.Event()
+        # Cancels the claim that waits.
         self._cancel: Callable[[], object] = bool
         self._failing_since: float | None = None
         self._logged_failure = False
@@ -91,10 +97,10 @@ class Runner:
                     self._run_export(claimed)
 
     def _claim(self) -> ClaimedExport | None:
-        """Wait for an export to claim. Return None if none came in time, or if the exporter is stopping."""
+        """Claim an export. Return None if no export was queued in time, or if the exporter is shutting down."""
         request_id = uuid.uuid4().hex
         while True:
-            # After a failure ask for an immediate answer, to learn soon that the server is available again.
+            # After a failed claim, ask for an immediate answer: it shows soon that the server is available again.
             wait = 0 if self._failing_since else _WAIT_SECONDS
             request = ClaimExportRequest(request_id=request_id, wait=Duration(seconds=wait))
             call = self._stub.ClaimExport.future(request, metadata=self._metadata(), timeout=_WAIT_SECONDS + 5)
@@ -116,17 +122,17 @@ class Runner:
     def _give_back(self, request_id: str) -> None:
         """Return the export of a cancelled claim to the queue.
 
-        The server may have answered the claim just before it was cancelled. Without this call the export would wait
-        until the lease expires.
+        The server may have given an export to the claim just before the claim was cancelled. Without this call, that
+        export would wait until its lease expires.
         """
         request = ClaimExportRequest(request_id=request_id, give_back=True)
         with suppress(grpc.RpcError):
-            # Wait for the connection: it may have broken together with the answer.
+            # wait_for_ready: the connection may have broken, and the answer to the claim with it. Wait for a new one.
             self._stub.ClaimExport(request, metadata=self._metadata(), timeout=_GIVE_BACK_SECONDS, wait_for_ready=True)
 
     def _run_export(self, claimed: ClaimedExport) -> None:
         labels = {"cell": claimed.cell, "snapshot": claimed.name, "request_key": claimed.request_key}
-        _log.info("export begins", extra=labels)
+        _log.info("export started", extra=labels)
         tally = Tally()
         heartbeat = Heartbeat(
             stub=self._stub,
@@ -147,7 +153,7 @@ class Runner:
         fields = outcome.fields_of(result, why)
         if why != Outcome.REASON_UNSPECIFIED:
             self._note(claimed, **fields)
-        _log.info("export ends", extra=labels | fields)
+        _log.info("export ended", extra=labels | fields)
         self._finish(claimed, result, why)
 
     def _attempt(self, claimed: ClaimedExport, tally: Tally, heartbeat: Heartbeat) -> Outcome.Reason.ValueType:
@@ -170,7 +176,10 @@ class Runner:
         except (LeaseLostError, FencedError):
             raise
         except Exception:
-            _log.exception("unexpected error", extra={"cell": claimed.cell, "request_key": claimed.request_key})
+            _log.exception(
+                "export stopped by an unexpected error",
+                extra={"cell": claimed.cell, "request_key": claimed.request_key},
+            )
             return Outcome.REASON_INTERNAL
         return Outcome.REASON_UNSPECIFIED
 
@@ -193,18 +202,19 @@ class Runner:
             snapshot.count(subject, tally, stop)
             snapshot.write(subject, part.file, part.directory, tally, stop)
             part.sync()
-            # Publish only after a fresh report: otherwise the server may have ended the export already.
+            # Publish only after the server has accepted a last report: otherwise it may have ended the export already.
             heartbeat.confirm(stop)
             part.publish()
 
     def _note(self, claimed: ClaimedExport, result: str, reason: str) -> None:
+        """Write the file `{Name}.error` with the reason why there is no snapshot."""
         try:
             self._snapshots.note(claimed.cell, claimed.name, result, reason)
         except OSError as error:
             _log.warning("error note not written", extra={"error": str(error)})
 
     def _finish(self, claimed: ClaimedExport, result: Outcome.Result.ValueType, why: Outcome.Reason.ValueType) -> None:
-        """Report the result, and retry until the server answers or, while stopping, until the time is over."""
+        """Report the result, and retry until the server answers. During shutdown, give up after 3 seconds."""
         request = FinishExportRequest(cell=claimed.cell, lease=claimed.lease, result=result, reason=why)
         give_up_at = time.monotonic() + _FINISH_SECONDS
         while True:
@@ -223,7 +233,7 @@ class Runner:
         return client.bearer(self._token.latest().reveal())
 
     def _log_failure(self, error: grpc.RpcError) -> None:
-        """Log once that claims fail, after some patience. Raise `RefusedError` if no retry can help."""
+        """Log once that claims have failed for 3 seconds. Raise `RefusedError` if the token is refused for good."""
         if error.code() in _REFUSALS and not self._may_be_renewed(error):
             raise RefusedError
         now = time.monotonic()
@@ -233,9 +243,9 @@ class Runner:
             self._logged_failure = True
 
     def _may_be_renewed(self, error: grpc.RpcError) -> bool:
-        """Return whether a new token may replace the refused one in its file.
+        """Return whether somebody may replace the refused token in its file.
 
-        A token that was never valid is a configuration error, which no retry can mend.
+        A token that was never valid is a configuration error, so a retry would hide it.
         """
         was_valid = self._was_accepted or reason(error) == "TOKEN_EXPIRED"
         return was_valid and is_transient(error, self._token)
@@ -247,6 +257,7 @@ class Runner:
 
 
 def _failed(why: Outcome.Reason.ValueType, claimed: ClaimedExport, error: Exception) -> Outcome.Reason.ValueType:
+    """Log the error that stopped an export: the line `export ended` has only the reason. Return the reason."""
     labels = {"cell": claimed.cell, "request_key": claimed.request_key, "error": str(error)}
-    _log.error("export failed", extra=labels)
+    _log.error("export stopped by an error", extra=labels)
     return why

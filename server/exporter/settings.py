@@ -17,7 +17,7 @@ class Settings:
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Settings":
-        """Read the settings from an environment. Raises `SettingError` for a bad value."""
+        """Read the settings from an environment. Raise `SettingError` if a value is invalid."""
         environment = Environment(variables)
         token = environment.secret_source("CELLEXPORT_EXPORTER_TOKEN") or environment.secret_source(
             "CELLEXPORT_MASTER_TOKEN"

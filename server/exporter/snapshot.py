@@ -22,6 +22,7 @@ from server.exporter.walk import Skipped, SourceError, walk
 
 EXPORT_VERSION = 2
 
+# The files of the cell's data, without their extension. A snapshot has all of them; a missing one is exported as empty.
 _ODATA = (
     "10_box",
     "11_account",
@@ -45,7 +46,7 @@ ALWAYS = ("10_odata/00_cell.json", *(f"10_odata/{stem}.pjson" for stem in _ODATA
 
 
 class StoppedError(Exception):
-    """Raised by `stop` to end the writing of a snapshot."""
+    """Raised by the argument `stop` of `count` and `write` to end their work, because the exporter shuts down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ def count(subject: Subject, tally: Tally, stop: Stop) -> None:
         stop: called often; raises `StoppedError` to end the work.
 
     Raises:
-        SourceError: if a part of the cell can't be read.
+        SourceError: if a file or directory of the cell can't be read.
         StoppedError: raised by `stop`.
     """
     tally.entries_total = len(_ODATA) + 1
@@ -86,10 +87,10 @@ def write(subject: Subject, file: BinaryIO, spool: Path, tally: Tally, stop: Sto
         stop: called often; raises `StoppedError` to end the work.
 
     Raises:
-        SourceError: if a part of the cell can't be read.
-        SourceChangedError: if a file became shorter while it was read.
+        SourceError: if a file or directory of the cell can't be read.
+        SourceChangedError: if a file of the cell became shorter while it was read.
         StoppedError: raised by `stop`.
-        OSError: if the file can't be written.
+        OSError: if the snapshot can't be written.
     """
     head = {
         "export_version": EXPORT_VERSION,
@@ -120,7 +121,7 @@ def _write_odata(subject: Subject, archive: Archive) -> None:
                 archive.skip(name, "10_odata/" + found.path, Skipped.UNKNOWN)
                 continue
             missing.remove(found.path)
-            # An unreadable data file must not look like a missing one, which is exported as empty.
+            # The export must fail if a data file can't be read: an empty file in the snapshot would look like no data.
             skipped = found.skipped or archive.add_file(name, found)
             if skipped is not None:
                 raise SourceError(f"odata/{found.path}: {skipped}")

@@ -1,12 +1,12 @@
 """The snapshot directory of a unit, with three kinds of files for each cell in `{root}/{cell}/`.
 
 - `{Name}.{export id}.{epoch}.part` is an unfinished snapshot, locked by the exporter that writes it.
-- `{Name}.zip` is a complete snapshot. It appears as a link to the part: all or nothing, and never over a file.
+- `{Name}.zip` is a complete snapshot, made as a hard link to the part. So it appears complete, and replaces no file.
 - `{Name}.error` is an error note: it says why the export left no zip.
 
-The name of the part is the fence. The server, or the next exporter, removes the part of an exporter whose lease has
-expired, and then the link that would publish the part fails. So an exporter that wakes up from a pause can't publish a
-snapshot of an export that has ended.
+The part is also a fence against its own exporter. When the exporter's lease has expired, the server or the next
+exporter removes the part, and then the link that would publish the snapshot fails. So an exporter that wakes up from a
+pause can't publish the snapshot of an export that has ended.
 """
 
 import errno
@@ -24,6 +24,7 @@ from typing import BinaryIO
 from server.exporter.names import MANIFEST
 from server.exporter.part import NameTakenError, Part, epoch_of, fence, locked, part_name, parts_in, sweep
 
+# How many bytes of a manifest are read.
 _MANIFEST_LIMIT = 64 * 1024
 
 _log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class SnapshotDirectory:
         self._root = root
 
     def prepare(self) -> None:
-        """Create the directory if it is missing, and check that files can be written there.
+        """Create the snapshot directory if it is missing, and check that files can be written there.
 
         Raises:
             SnapshotDirectoryError: if files can't be written. A lack of space raises nothing: it may pass.
@@ -63,7 +64,7 @@ class SnapshotDirectory:
                 raise SnapshotDirectoryError(f"{self._root} can't be used for snapshots: {error.strerror}.") from error
 
     def exists(self, cell: str, name: str) -> bool:
-        """Return whether a snapshot of that name exists."""
+        """Return whether the cell has a snapshot of that name."""
         return os.path.lexists(self._zip(cell, name))
 
     @contextmanager
@@ -112,11 +113,11 @@ class SnapshotDirectory:
             (self._root / cell / part_name(name, export_id, epoch)).unlink(missing_ok=True)
             if self._published_by(cell, name, export_id, epoch):
                 return True
-            # An error note beside another export's snapshot of that name would be wrong.
+            # Another export may have made a snapshot of that name: an error note beside it would be wrong.
             if not self.exists(cell, name):
                 self.note(cell, name, "INTERRUPTED", reason)
         except OSError as error:
-            # The server can't access the directory, or there is none: the next exporter of the cell removes the part.
+            # The directory is missing, or the server can't access it. The next exporter of the cell removes the part.
             _log.warning("snapshot directory unavailable", extra={"cell": cell, "error": str(error)})
         return False
 
@@ -151,6 +152,7 @@ class SnapshotDirectory:
         return self._root / cell
 
     def _published_by(self, cell: str, name: str, export_id: str, epoch: int) -> bool:
+        """Return whether the snapshot of that name exists, and its manifest names this export and this lease."""
         try:
             descriptor = os.open(self._zip(cell, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 from cellexport.v1.exporter_pb2 import Progress
 
-# The bytes of work that an entry counts for. So neither a huge file nor a million small files looks like a stall.
+# An entry counts as this many bytes of work. So progress shows during one huge file and during a million small ones.
 _ENTRY_WEIGHT = 4096
-# Numbers in a report are at most 2^60, but files can claim a larger total size.
+# The most bytes that are reported: the contract limits each number to 2^60, but files can claim a larger total size.
 _LARGEST = 2**59
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of entries and bytes. The totals grow while the cell is counted."""
+    """Counts of the entries and bytes of an export. The totals grow while the exporter counts the cell."""
 
     entries_done: int = 0
     entries_total: int = 0
@@ -20,7 +20,7 @@ class Tally:
     bytes_total: int = 0
 
     def progress(self) -> Progress:
-        """Return the progress to report. The totals grow if more is written than was counted."""
+        """Return the progress to report. The totals are raised if more was written than was counted before."""
         entries, size = self.entries_done, min(self.bytes_done, _LARGEST)
         entries_total, bytes_total = self.entries_total, min(self.bytes_total, _LARGEST)
         if not entries_total:

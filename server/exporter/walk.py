@@ -33,8 +33,8 @@ class Skipped(StrEnum):
 class Found:
     """A file or directory below the root. `path` is relative, separated by `/`, as `os.fsdecode` returns it.
 
-    `parent` is the open descriptor of its directory (of the directory itself, if it is one), and -1 for a vanished or
-    replaced directory or a vanished file. It is valid only until the walk continues.
+    `parent` is the open descriptor of the directory that holds a file, or of the directory itself. It is valid only
+    until the walk continues. It is -1 for a file or directory that has vanished, and for a directory that was replaced.
     """
 
     path: str
@@ -48,15 +48,15 @@ class Found:
 
 
 class SourceError(Exception):
-    """Raised when a part of the cell can't be read. The text names the part."""
+    """Raised when a file or directory of the cell can't be read. The text names it."""
 
 
 class SourceChangedError(Exception):
-    """Raised when a file became shorter while it was read: the bytes read were never its content."""
+    """Raised when a file became shorter while it was read: the bytes that were read were never the file's content."""
 
 
 def walk(root: int) -> Iterator[Found]:
-    """Yield everything below an open directory.
+    """Yield all files and directories below an open directory.
 
     Raises:
         SourceError: if a directory can't be read.
@@ -144,6 +144,7 @@ def _list(directory: int, path: str, below: list[str]) -> Iterator[Found]:
 
 
 def _unfit(mode: int) -> Skipped | None:
+    """Return why a file of that mode must be skipped, or None for a regular file."""
     if stat.S_ISREG(mode):
         return None
     return Skipped.SYMLINK if stat.S_ISLNK(mode) else Skipped.SPECIAL

@@ -1,4 +1,4 @@
-// Pauses between retries, so that callers that were cut off together don't come back together.
+// Random pauses between retries, so that callers that lost their connections together don't call again together.
 import { setTimeout as pause } from "node:timers/promises";
 
 const FIRST_MS = 100;

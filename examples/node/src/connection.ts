@@ -5,7 +5,7 @@ import { PROTO } from "./contract.js";
 import { tls, token } from "./settings.js";
 
 const OPTIONS: grpc.ChannelOptions = {
-  // The retries of calls. Callers in every language use this file.
+  // This file says which calls the channel retries, and how. It is the same for callers in every language.
   "grpc.service_config": readFileSync(`${PROTO}cellexport/service_config.json`, "utf8"),
   // Ignore service configs in TXT records of the server's name.
   "grpc.service_config_disable_resolution": 1,
@@ -19,7 +19,7 @@ const OPTIONS: grpc.ChannelOptions = {
   "grpc.enable_http_proxy": 0,
 };
 
-/** Return credentials for TLS, or for plaintext if no TLS is set. */
+/** Return the channel's credentials: for TLS, or for plaintext if the settings name no TLS files. */
 export function credentials(): grpc.ChannelCredentials {
   const files = tls();
   if (!files) return grpc.credentials.createInsecure();
@@ -32,7 +32,7 @@ export function options(): grpc.ChannelOptions {
   return name ? { ...OPTIONS, "grpc.ssl_target_name_override": name, "grpc.default_authority": name } : OPTIONS;
 }
 
-/** Return the metadata that presents a token: the first of these variables that is set. */
+/** Return the metadata that presents a token. The token is from the first of these variables that is set. */
 export function bearer(...names: string[]): grpc.Metadata {
   const metadata = new grpc.Metadata();
   metadata.set("authorization", `Bearer ${token(...names)}`);

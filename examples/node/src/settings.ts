@@ -36,7 +36,7 @@ export function target(): string {
 /** Return the path of a directory that must exist. */
 export function directory(name: string, otherwise: string): string {
   const path = resolve(process.env[name] || otherwise);
-  // Only a directory contains `.`.
+  // `path/.` exists only if the path is a directory.
   if (existsSync(`${path}/.`)) return path;
   throw new SettingError(`${name}: ${path} is not a directory. Make it, or name an existing directory.`);
 }
@@ -71,7 +71,7 @@ function pem(name: string): Buffer | null {
   try {
     return readFileSync(file);
   } catch (error) {
-    // Don't show the path of the key: it may be the key itself, set by mistake.
+    // Don't show the path of the key's file: by mistake the variable may hold the key itself.
     throw new SettingError(`${name}: ${name === KEY ? "the file" : file} can't be read (${inWords(error)}).`);
   }
 }
@@ -86,7 +86,7 @@ function must(use: () => unknown, sentence: string): void {
 
 const latest = new Map<string, string>();
 
-/** Return a token: the first of these variables that is set. */
+/** Return the token from the first of these variables that is set. */
 export function token(...names: string[]): string {
   for (const name of names) {
     const found = secret(name);
@@ -96,7 +96,12 @@ export function token(...names: string[]): string {
   throw new SettingError(`${either}: is not set. Set it to a token, or ${names[0]}_FILE to a file that holds one.`);
 }
 
-/** Read the file each time: mesh tokens live for minutes. If it is missing or invalid, return the last valid token. */
+/**
+ * Return the token from a variable, or from the file that `{name}_FILE` names.
+ *
+ * Read the file each time, because tokens of a service mesh live for minutes. If the file is missing or invalid, return
+ * the last valid token.
+ */
 function secret(name: string): string | undefined {
   const file = process.env[`${name}_FILE`];
   if (!file) return process.env[name] && checked(name, process.env[name]);

@@ -1,4 +1,4 @@
-"""The address and TLS of a port. The rules for who may reach it are the same for HTTP and gRPC."""
+"""The address and TLS of a port. The rules for who may reach a port are the same for HTTP and gRPC."""
 
 import ipaddress
 import logging
@@ -12,7 +12,7 @@ from cellexport.address import Address
 from cellexport.environment import Environment, SettingError, plaintext_allowed
 from cellexport.pem import PemFile, PemFiles
 
-# The socket's directory decides who may connect.
+# The mode of a unix socket lets everybody connect: the permissions of its directory decide who can reach the socket.
 SOCKET_MODE = 0o666
 
 _log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """An address to listen on, and its TLS files; None for plaintext."""
+    """An address to listen on, and the TLS files for it, or None for plaintext."""
 
     address: Address
     tls: PemFiles | None

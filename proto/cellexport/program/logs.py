@@ -18,19 +18,20 @@ from typing import Any
 from cellexport.environment import Environment
 from cellexport.program import variables
 
-# In characters. The log cuts longer values.
+# The longest value of a field in the log, in characters. The log cuts longer values.
 CLIENT_TEXT_LIMIT = 200
 
 _log = logging.getLogger(__name__)
 
-# The fields of the current call, added to each of its lines.
+# The fields of the current call. Each log line of the call gets them.
 _CALL: ContextVar[Mapping[str, str]] = ContextVar("call", default=MappingProxyType({}))
 
+# The attributes that every log record has. All other attributes are fields of the line.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
 def configure(environment: Environment, *, terminal: bool) -> dict[str, Any]:
-    """Set up the log on standard error, and return the configuration for libraries that set up their own.
+    """Set up the log on standard error. Return its configuration, for libraries that set up their own log.
 
     Args:
         environment: where `CELLEXPORT_LOG_FORMAT` says `json` or `text`; `auto` is `text` on a terminal.
@@ -44,7 +45,8 @@ def configure(environment: Environment, *, terminal: bool) -> dict[str, Any]:
         "formatters": {"line": {"()": f"{formatter.__module__}.{formatter.__name__}"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
         "root": {"level": "INFO", "handlers": ["stderr"]},
-        # grpc logs metadata that it can't decode, and metadata contains tokens. The server logs its own refusals.
+        # grpc's own log is off: it shows metadata that grpc can't decode, and metadata contains tokens. The server logs
+        # refused calls itself.
         "loggers": {"grpc": {"level": logging.CRITICAL + 1}},
     }
     logging.config.dictConfig(config)
@@ -69,13 +71,13 @@ def _log_uncaught(kind: type[BaseException], error: BaseException | None) -> Non
 
 
 def mark(**call: str) -> Token[Mapping[str, str]]:
-    """Add fields to every further line of this task or thread."""
+    """Add fields to every further log line of this task or thread."""
     return _CALL.set({**_CALL.get(), **call})
 
 
 @contextmanager
 def marked(**call: str) -> Iterator[None]:
-    """Add fields to every line of this task or thread while the context is open."""
+    """Add fields to every log line of this task or thread while the context is open."""
     token = mark(**call)
     try:
         yield
@@ -88,13 +90,13 @@ def is_terminal() -> bool:
 
 
 def fields(record: logging.LogRecord) -> dict[str, object]:
-    """Return the fields of a line: its `extra`, and the fields of the current call."""
+    """Return the fields of a log line: the `extra` of its record, and the fields of the current call."""
     given = {key: value for key, value in vars(record).items() if key not in _STANDARD}
     return {**_CALL.get(), **given}
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a line as a JSON object: time, level, logger, message, then each field."""
+    """Formats a log record as a JSON object: time, level, logger, message, then each field."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -110,7 +112,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Formats a readable line: level, message, fields as `key=value`. A stack trace follows on its own lines."""
+    """Formats a log record as a readable line: level, message, fields as `key=value`; then a stack trace, if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         words = [f"{record.levelname.lower():7}", visible(record.getMessage())]

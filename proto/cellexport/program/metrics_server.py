@@ -21,7 +21,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from cellexport.address import Address
 
 _PATH = "/metrics"
-# The limits of one scrape, and of simultaneous scrapes.
+# The limits: the seconds of one scrape, the bytes of its request, and the connections that are open at the same time.
 _SECONDS = 5.0
 _LONGEST_REQUEST = 8 * 1024
 _MOST_CONNECTIONS = 16
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 def new_registry() -> CollectorRegistry:
     """Return a registry with metrics of the process, the interpreter and the build."""
-    # Otherwise each series has a second one with the time of its creation.
+    # Otherwise each counter would have a second series, with the time of the counter's creation.
     disable_created_metrics()
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -47,7 +47,8 @@ def new_registry() -> CollectorRegistry:
 class MetricsServer:
     """Answers `GET /metrics` over HTTP, from a thread of its own.
 
-    A connection lasts at most 5 seconds, and at most 16 are open, so that slow clients stop nobody else.
+    A connection lasts at most 5 seconds, and at most 16 connections are open, so that slow clients
+    don't block others.
     """
 
     def __init__(self, registry: CollectorRegistry, listening: socket.socket) -> None:
@@ -60,10 +61,10 @@ class MetricsServer:
 
     @classmethod
     def open(cls, registry: CollectorRegistry, address: Address, *, shared: bool = False) -> "MetricsServer":
-        """Listen on the address.
+        """Start a server that listens on the address.
 
         Args:
-            shared: whether another worker may listen there too, to take over.
+            shared: whether a new worker of the program may listen on the same address, to take over from this one.
 
         Raises:
             OSError: if the address can't be listened on.
@@ -72,7 +73,7 @@ class MetricsServer:
         return cls(registry, socket.create_server((address.host, address.port), family=family, reuse_port=shared))
 
     def close(self) -> None:
-        """Stop answering."""
+        """Close the port and all connections."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 

@@ -14,6 +14,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from cellexport.program.tracing import TRACEPARENT, TRACESTATE, Attributes, Span
 
+# How long `close` waits until the last spans are sent.
 _FAREWELL_SECONDS = 1.0
 _PROPAGATOR = TraceContextTextMapPropagator()
 _NO_CONTEXT = Context()
@@ -43,7 +44,7 @@ class RecordedSpans:
         return _Recorded(self._tracer.start_span(name, parent, SpanKind.SERVER, dict(attributes)))
 
     def close(self) -> None:
-        # In a thread, because the provider would wait for an unreachable collector.
+        # Shut down in a thread, because the provider waits longer for a collector that can't be reached.
         farewell = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         farewell.start()
         farewell.join(_FAREWELL_SECONDS)

@@ -25,10 +25,12 @@ def are_on(environment: Environment) -> bool:
 
 
 def open_spans(program: str, *, on: bool) -> Spans | None:
-    """Return the spans of a program, sent to the collector in `OTEL_…`; None if traces are off.
+    """Return the maker of a program's spans, which sends them to the collector that the variables `OTEL_…` name.
+
+    Return None if traces are off.
 
     Args:
-        program: the service's name, unless `OTEL_SERVICE_NAME` is set.
+        program: the name of the service in the traces, unless `OTEL_SERVICE_NAME` is set.
     """
     if not on:
         return None

@@ -1,6 +1,6 @@
-"""W3C `traceparent`, which connects a call across programs, and the port for spans.
+"""The header `traceparent` of W3C Trace Context, which connects a call across programs, and the interface of spans.
 
-Without `CELLEXPORT_TRACES` nothing is recorded. A valid `traceparent` is still passed on, and its trace id is logged.
+If `CELLEXPORT_TRACES` is off, no span is recorded, but a valid `traceparent` is passed on, and its trace id is logged.
 """
 
 import re
@@ -11,7 +11,7 @@ TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 
 _VALID = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-# In characters. W3C asks for at least as much.
+# The longest `tracestate` that is accepted, in characters. W3C Trace Context asks for at least this many.
 _LONGEST_STATE = 512
 
 Attributes = Mapping[str, str | int]
@@ -38,25 +38,25 @@ class Span(Protocol):
 
     @property
     def traceparent(self) -> str:
-        """Return the `traceparent` for calls that belong to this span."""
+        """Return the `traceparent` to send with calls that belong to this span."""
 
     def end(self, attributes: Attributes, *, failed: bool, name: str | None = None) -> None:
         """End the span. Call this once.
 
         Args:
-            name: replaces the first name, if a better one became known.
+            name: replaces the name that the span began with; None keeps that name.
         """
 
 
 class Spans(Protocol):
-    """The port that makes spans."""
+    """The interface of a maker of spans."""
 
     def serve(self, name: str, traceparent: str | None, tracestate: str | None, attributes: Attributes) -> Span:
         """Begin the span of a served call.
 
         Args:
-            traceparent: the caller's, if it is valid.
-            tracestate: the caller's.
+            traceparent: the caller's `traceparent`, if it is valid.
+            tracestate: the caller's `tracestate`, if it is valid.
         """
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""What the server keeps in a store that several servers share."""
+"""The format of the records in the Redis store, which several servers share."""

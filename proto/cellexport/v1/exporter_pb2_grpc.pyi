@@ -32,12 +32,14 @@ class ExporterServiceStub:
     An exporter that claims an export holds a lease on it. Each report renews the lease. If the exporter sends no report
     for the lease's duration, the export ends as interrupted, and the server refuses every later call with that lease.
 
-    An exporter that is refused with LEASE_LOST must stop and must not publish. An exporter that cannot reach the server,
-    or gets STORE_UNAVAILABLE, should go on working, and publish only after a further report has succeeded.
+    An exporter that is refused with LEASE_LOST must stop, and must not publish the snapshot (give it its final name). An
+    exporter that cannot reach the server, or gets STORE_UNAVAILABLE, should go on working, and publish the snapshot only
+    after a further report has succeeded.
 
-    Metadata, ErrorInfo and the common errors are those of CellExportService. The token must be the unit master token, or
-    a JWT with the scope `export-report` whose audience is the unit. For ReportProgress and FinishExport the audience may
-    also be the cell. A lease is valid only with tokens of the issuer, subject and client that claimed the export.
+    Metadata, ErrorInfo and the common errors are those of CellExportService. The access token in `authorization` must be
+    the unit master token, or a JWT with the scope `export-report` and the unit's URL as its audience. For ReportProgress
+    and FinishExport the audience may also be the cell's URL. A lease is valid only with access tokens of the issuer,
+    subject and client that claimed the export.
     """
 
     @_typing.overload
@@ -47,7 +49,7 @@ class ExporterServiceStub:
     ClaimExport: _grpc.UnaryUnaryMultiCallable[_exporter_pb2.ClaimExportRequest, _exporter_pb2.ClaimExportResponse]
     """ClaimExport waits for a queued export and gives the oldest one to the caller. A call with the same request_id as an
     earlier claim, while the lease of that claim is held, returns the same export again, with a new lease token. The
-    old token becomes invalid.
+    old lease token becomes invalid.
     Errors: INVALID_ARGUMENT (CLAIM_INVALID), UNAVAILABLE (SERVER_SHUTDOWN), and the common errors. The call ends with
     TOKEN_EXPIRED if the caller's token expires while it waits.
     """
@@ -71,19 +73,21 @@ class ExporterServiceAsyncStub(ExporterServiceStub):
     An exporter that claims an export holds a lease on it. Each report renews the lease. If the exporter sends no report
     for the lease's duration, the export ends as interrupted, and the server refuses every later call with that lease.
 
-    An exporter that is refused with LEASE_LOST must stop and must not publish. An exporter that cannot reach the server,
-    or gets STORE_UNAVAILABLE, should go on working, and publish only after a further report has succeeded.
+    An exporter that is refused with LEASE_LOST must stop, and must not publish the snapshot (give it its final name). An
+    exporter that cannot reach the server, or gets STORE_UNAVAILABLE, should go on working, and publish the snapshot only
+    after a further report has succeeded.
 
-    Metadata, ErrorInfo and the common errors are those of CellExportService. The token must be the unit master token, or
-    a JWT with the scope `export-report` whose audience is the unit. For ReportProgress and FinishExport the audience may
-    also be the cell. A lease is valid only with tokens of the issuer, subject and client that claimed the export.
+    Metadata, ErrorInfo and the common errors are those of CellExportService. The access token in `authorization` must be
+    the unit master token, or a JWT with the scope `export-report` and the unit's URL as its audience. For ReportProgress
+    and FinishExport the audience may also be the cell's URL. A lease is valid only with access tokens of the issuer,
+    subject and client that claimed the export.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ClaimExport: _aio.UnaryUnaryMultiCallable[_exporter_pb2.ClaimExportRequest, _exporter_pb2.ClaimExportResponse]  # type: ignore[assignment]
     """ClaimExport waits for a queued export and gives the oldest one to the caller. A call with the same request_id as an
     earlier claim, while the lease of that claim is held, returns the same export again, with a new lease token. The
-    old token becomes invalid.
+    old lease token becomes invalid.
     Errors: INVALID_ARGUMENT (CLAIM_INVALID), UNAVAILABLE (SERVER_SHUTDOWN), and the common errors. The call ends with
     TOKEN_EXPIRED if the caller's token expires while it waits.
     """
@@ -106,12 +110,14 @@ class ExporterServiceServicer(metaclass=_abc_1.ABCMeta):
     An exporter that claims an export holds a lease on it. Each report renews the lease. If the exporter sends no report
     for the lease's duration, the export ends as interrupted, and the server refuses every later call with that lease.
 
-    An exporter that is refused with LEASE_LOST must stop and must not publish. An exporter that cannot reach the server,
-    or gets STORE_UNAVAILABLE, should go on working, and publish only after a further report has succeeded.
+    An exporter that is refused with LEASE_LOST must stop, and must not publish the snapshot (give it its final name). An
+    exporter that cannot reach the server, or gets STORE_UNAVAILABLE, should go on working, and publish the snapshot only
+    after a further report has succeeded.
 
-    Metadata, ErrorInfo and the common errors are those of CellExportService. The token must be the unit master token, or
-    a JWT with the scope `export-report` whose audience is the unit. For ReportProgress and FinishExport the audience may
-    also be the cell. A lease is valid only with tokens of the issuer, subject and client that claimed the export.
+    Metadata, ErrorInfo and the common errors are those of CellExportService. The access token in `authorization` must be
+    the unit master token, or a JWT with the scope `export-report` and the unit's URL as its audience. For ReportProgress
+    and FinishExport the audience may also be the cell's URL. A lease is valid only with access tokens of the issuer,
+    subject and client that claimed the export.
     """
 
     @_abc_1.abstractmethod
@@ -122,7 +128,7 @@ class ExporterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_exporter_pb2.ClaimExportResponse, _abc.Awaitable[_exporter_pb2.ClaimExportResponse]]:
         """ClaimExport waits for a queued export and gives the oldest one to the caller. A call with the same request_id as an
         earlier claim, while the lease of that claim is held, returns the same export again, with a new lease token. The
-        old token becomes invalid.
+        old lease token becomes invalid.
         Errors: INVALID_ARGUMENT (CLAIM_INVALID), UNAVAILABLE (SERVER_SHUTDOWN), and the common errors. The call ends with
         TOKEN_EXPIRED if the caller's token expires while it waits.
         """

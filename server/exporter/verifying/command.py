@@ -15,9 +15,9 @@ from server.exporter.verifying.verify import verify as findings_in
 
 # At most this many problems of a file are printed; the others are counted.
 _MOST_PRINTED = 20
-# In characters. A longer name is cut; no path is longer.
+# The longest name that is printed, in characters. A longer name in a damaged file is cut; no real path is longer.
 _LONGEST_NAME = 4096
-# In seconds: the bar appears after the first time, and is drawn again after each pause.
+# The seconds until the progress bar appears, and the seconds between two drawings of the bar.
 _PATIENCE, _PAUSE = 0.5, 0.2
 
 
@@ -36,7 +36,7 @@ def verify(files: tuple[Path, ...]) -> None:
         complete = [_verify(file, bar) for file in files]
     except KeyboardInterrupt:
         bar.end()
-        # End by the signal itself, so that a loop in the shell ends too.
+        # End this program by SIGINT itself: a shell that runs it in a loop then ends the loop too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
         raise

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# The least number of bytes that one access to the file reads.
 _AHEAD = 64 * 1024
 
 
 class DamagedError(Exception):
-    """Raised when a file is damaged. The text names the damage, and contains no text from the file."""
+    """Raised when a file is damaged. The text describes the damage, and contains no text from the file."""
 
 
 class Window:
@@ -23,7 +24,7 @@ class Window:
         self._position = 0
 
     def read(self, position: int, size: int) -> bytes:
-        """Return exactly `size` bytes. The caller bounds `size`, because all of them are held in memory.
+        """Return exactly `size` bytes from `position` on. The caller limits `size`, because memory holds all the bytes.
 
         Raises:
             DamagedError: if the file has fewer bytes at that position.
@@ -42,11 +43,11 @@ class Window:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Window, Window]]:
-    """Open a file, and give two readers with separate buffers, for reading at two places by turns.
+    """Open a file, and yield two readers with separate buffers, to read at two places of the file by turns.
 
     Raises:
-        DamagedError: if it is not a regular file.
-        OSError: if it can't be opened.
+        DamagedError: if the path is not a regular file.
+        OSError: if the file can't be opened.
     """
     # O_NONBLOCK: opening a pipe must not wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

@@ -10,9 +10,10 @@ from typing import Any
 from server.exporter.snapshot import EXPORT_VERSION
 from server.exporter.verifying.file_window import DamagedError
 
+# The longest manifest, in bytes.
 MANIFEST_LIMIT = 64 * 1024
-# A line holds a name of at most 64 KB, and the original name of up to twice that. Names too long for the zip are listed
-# as skipped.
+# The longest line of the list of entries, in bytes. A line holds a name of at most 64 KB, and an original name of up to
+# twice that. A name that is too long for a zip is listed too, as skipped.
 LINE_LIMIT = 1024 * 1024
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -33,7 +34,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the list: an entry, or the name of a skipped file or directory."""
+    """A line of the list of entries: an entry, or the name of a skipped file or directory."""
 
     name: str
     size: int = 0
@@ -61,7 +62,7 @@ def read_manifest(text: bytes) -> Manifest:
 
 
 def read_lines(chunks: Iterable[bytes]) -> Iterator[Line]:
-    """Yield the lines of a list.
+    """Yield the lines of a list of entries.
 
     Raises:
         DamagedError: if a line is invalid or longer than `LINE_LIMIT`.

@@ -41,7 +41,7 @@ def verify(path: Path, tally: Tally, tick: Callable[[], None]) -> Iterator[Probl
 
     Args:
         tally: counts the entries and bytes that were checked.
-        tick: called often.
+        tick: called often, for example to draw a progress bar.
     """
     try:
         with opened(path) as (window, data):
@@ -63,8 +63,8 @@ class _Check:
         self._directory = Directory(window)
         self._tally = tally
         self._tick = tick
-        # The position of each record in the zip's directory, by the digest of its name, because names may be long. The
-        # position is inverted (~) once the name was found in the list.
+        # The position of each record in the zip's directory, by the digest of the record's name, because names may be
+        # long. A position is inverted (~) when the list of entries has named the record.
         self._index: dict[bytes, int] = {}
 
     def run(self) -> Iterator[Problem | Complete]:
@@ -119,7 +119,7 @@ class _Check:
 
     def _read_list(self, manifest: Manifest) -> Iterator[Problem]:
         entries = self._take(ENTRIES)
-        # Read the list twice: its lines mean nothing before its hash is verified.
+        # The list is read twice: first to verify its hash, because no line can be trusted before.
         self._compare(entries, entries.size, manifest.entries_sha256, "the manifest")
         count, size, always = 0, 0, set(ALWAYS)
         for line in read_lines(self._content(entries)):
@@ -146,8 +146,8 @@ class _Check:
                 yield Problem(self._directory.record(position).name, "it is not in the list")
 
     def _take(self, name: str) -> Record:
-        """Return the record of a name, and mark the name as used: each name may be taken once."""
-        # A name in JSON may contain a lone surrogate. No name in a zip does, so it is found missing.
+        """Return the zip's record of a name in the list, once. Raise `DamagedError` if it is missing or was taken."""
+        # A name in JSON may contain a lone surrogate. No name in a zip does, so the entry is then missing.
         key = _key(name.encode("utf-8", "surrogatepass"))
         position = self._index.get(key)
         if position is None:

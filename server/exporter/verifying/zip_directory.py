@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from server.exporter.verifying.file_window import DamagedError, Window
 
+# The bit of an entry's flags which says that its name is UTF-8.
 UTF8_NAME = 0x0800
 
 _END = struct.Struct("<4s4H2LH")
@@ -20,9 +21,10 @@ _RECORD = struct.Struct("<4s6H3L5H2L")
 _LONG = struct.Struct("<Q")
 _FIELD = struct.Struct("<2H")
 
+# A number with one of these values is too large for its place: the real number is in a Zip64 field or record.
 _FULL_16, _FULL_32 = 0xFFFF, 0xFFFF_FFFF
 _ZIP64 = 0x0001
-# Zip64, times and owners. Other extra fields are refused: some give an entry another name.
+# The extra fields that are accepted: Zip64, times and owners. Others are refused: some give an entry another name.
 _KNOWN_FIELDS = frozenset({_ZIP64, 0x000A, 0x5455, 0x5855, 0x7855, 0x7875})
 
 
@@ -120,7 +122,11 @@ class Directory:
 
 
 def widened(extra: bytes, *numbers: int) -> tuple[int, ...]:
-    """Return a header's numbers. Numbers beyond 32 bits are taken from the header's Zip64 field.
+    """Return the numbers of a header. A number that needs more than 32 bits is taken from the header's Zip64 field.
+
+    Args:
+        extra: the extra fields of the header.
+        numbers: the numbers as the header has them, in the order of the Zip64 field.
 
     Raises:
         DamagedError: if the Zip64 field is missing, or an extra field is unknown.
@@ -153,7 +159,7 @@ def _fields(extra: bytes) -> dict[int, bytes]:
 
 
 def _find(window: Window) -> tuple[int, int, int]:
-    """Return the number of records, and the offsets at which the directory begins and ends."""
+    """Find the zip's directory: return its number of records, and the offsets at which it begins and ends."""
     end = window.size - _END.size
     found = _END.unpack(window.read(end, _END.size)) if end >= 0 else (b"",)
     if found[0] != b"PK\5\6" or found[-1] != 0:
@@ -176,7 +182,7 @@ def _find(window: Window) -> tuple[int, int, int]:
 def _wide_end(
     window: Window, end: int, locator: tuple[bytes, int, int, int], narrow: tuple[int, int, int]
 ) -> tuple[int, int, int]:
-    """Return the numbers of the Zip64 end record. Each number of the usual end record must agree, or be full."""
+    """Return the numbers of the Zip64 end record. Each number of the usual end record must be the same, or full."""
     signature, length, _, _, disk, first_disk, here, count, size, start = _END_64.unpack(window.read(end, _END_64.size))
     wide = (count, size, start)
     agree = all(

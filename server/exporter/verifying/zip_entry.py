@@ -1,4 +1,4 @@
-"""A strict reader of an entry's content. Its length and its place must be as the directory says."""
+"""A strict reader of a zip entry's content, which must have the length and the place that the zip's directory says."""
 
 import stat
 import struct
@@ -12,21 +12,22 @@ _HEADER = struct.Struct("<4s5H3L2H")
 _CHUNK = 256 * 1024
 
 _STORED, _DEFLATED = 0, 8
-# Bits of an entry's flags.
+# Bits of an entry's flags: it is encrypted; the level of its compression; its sizes are in a data descriptor.
 _ENCRYPTED, _LEVELS, _DESCRIPTOR = 0x2041, 0x0006, 0x0008
 _KNOWN_FLAGS = _LEVELS | _DESCRIPTOR | UTF8_NAME
 # The version of the zip format with Zip64. No entry of a snapshot needs a later version.
 _LATEST_VERSION = 45
 _DOS_DIRECTORY = 0x10
-# Data descriptors: with a signature or without, with 64-bit or 32-bit sizes. The longest comes first, because a short
-# layout can match the start of a long descriptor, and never the other way round.
+# The layouts of a data descriptor, which follows an entry's content with its checksum and sizes: with a signature or
+# without, with 64-bit or 32-bit sizes. The longest comes first, because a short layout can match the start of a long
+# descriptor, and never the other way round.
 _DESCRIPTORS = (("<4sLQQ", b"PK\7\10"), ("<LQQ", None), ("<4sLLL", b"PK\7\10"), ("<LLL", None))
 
 
 def content(window: Window, record: Record, end: int) -> Iterator[bytes]:
     """Yield an entry's content, in pieces. The pieces are proven right only when the generator ends without an error.
 
-    It never yields more bytes than the directory's size of the entry, and never reads past `end`.
+    It never yields more bytes than the zip's directory states as the size of the entry, and never reads past `end`.
 
     Args:
         end: the offset at which the entry must end.

@@ -4,8 +4,8 @@
 // - `{Name}.zip` is a complete snapshot: a hard link to the part, made in one step, which never replaces a file
 // - `{Name}.error` says why there is no zip
 //
-// The part's name is the fence: when the server or a newer exporter gives up on an exporter, it removes the part, and
-// then the old exporter can't link it.
+// The part is also a fence against its own exporter: when that exporter's lease has expired, the server or a newer
+// exporter removes the part. Then the old exporter can't make the link.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { constants } from "node:fs";
@@ -62,7 +62,7 @@ export class SnapshotArea {
     this.#root = root;
   }
 
-  /** Make the directory if it is missing, and remove the parts that no exporter is writing. */
+  /** Make the snapshot directory if it is missing, and remove the parts that no exporter has locked. */
   async prepare(): Promise<void> {
     await makeDirectory(this.#root);
     // Check now whether files can be made and locked, not only with the first export.
@@ -108,7 +108,7 @@ export class SnapshotArea {
   }
 }
 
-/** Remove the parts of older exporters and of dead newer ones. Throw LeaseLost if a newer exporter is alive. */
+/** Remove the parts of older leases, and other parts that are not locked. Throw LeaseLost if a newer exporter lives. */
 async function fence(directory: string, epoch: bigint): Promise<void> {
   for (const name of await readdir(directory)) {
     const match = PART.exec(name);
@@ -119,7 +119,7 @@ async function fence(directory: string, epoch: bigint): Promise<void> {
   }
 }
 
-/** Remove a part, unless an exporter holds its lock or it is no file. Return whether it was removed. */
+/** Remove a part, unless an exporter has locked it or it can't be opened. Return whether it was removed. */
 async function sweep(path: string): Promise<boolean> {
   let file: FileHandle;
   try {
@@ -136,7 +136,7 @@ async function sweep(path: string): Promise<boolean> {
   }
 }
 
-/** Make a new file and lock it. If a sweep removed it before it was locked, make it again. */
+/** Make a new file and lock it. If another exporter's sweep removed the file before it was locked, make it again. */
 async function locked(path: string): Promise<FileHandle> {
   for (;;) {
     const file = await open(path, NEW, 0o600);

@@ -13,7 +13,7 @@ export class Ended extends Error {
   }
 }
 
-/** Thrown if this exporter no longer holds the lease. It reports nothing. */
+/** Thrown if this exporter no longer holds the lease. The exporter then reports no result. */
 export class LeaseLost extends Error {}
 
 /** Throws Ended or LeaseLost to stop the work. The work calls it often. */

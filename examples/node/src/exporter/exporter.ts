@@ -52,7 +52,7 @@ export class Exporter {
 
   /** Do exports until `stop` is called. Throw SettingError if the server refuses the token. */
   async run(): Promise<void> {
-    // A retry with the same id gets the same export again.
+    // A retried claim with the same id gets the same export again.
     let requestId = randomUUID();
     while (!this.#isStopping) {
       try {
@@ -72,24 +72,27 @@ export class Exporter {
   }
 
   #claim(requestId: string): Promise<ClaimExportResponse__Output> {
-    // During an outage, ask for a response at once, to know when the server is available again.
+    // During an outage the claim doesn't wait: its response shows soon that the server is available again.
     const request = { requestId, wait: { seconds: this.#backoff.isOutage ? 0 : WAIT_SECONDS } };
     return answer<ClaimExportResponse__Output>((done) => {
       this.#claiming = this.#service.ClaimExport(request, token(), within(WAIT_SECONDS + 5), done);
     });
   }
 
-  /** Give back an export that the cancelled claim may have got. Otherwise it would wait until its lease expires. */
+  /**
+   * Return the export that a cancelled claim may have got to the queue. Otherwise the export would wait until its lease
+   * expires.
+   */
   async #giveBack(requestId: string): Promise<void> {
     await answer((done) => {
       const metadata = token();
-      // The connection may have broken, and be about to come back.
+      // The connection may be broken: wait for a new one.
       metadata.setOptions({ waitForReady: true });
       this.#service.ClaimExport({ requestId, giveBack: true }, metadata, within(1), done);
     }).catch(() => null);
   }
 
-  /** Pause, and log the reason once in an outage. */
+  /** Pause before the next claim. Log the reason only for the first failed claim of an outage. */
   async #wait(failed: Failure): Promise<void> {
     const reason = explanation(failed);
     if (!this.#backoff.isOutage) log("warning", "claim failed: retrying", { reason });
@@ -98,12 +101,12 @@ export class Exporter {
 
   async #export(claimed: ClaimedExport__Output): Promise<void> {
     const labels = { cell: claimed.cell, snapshot: claimed.name, request_key: claimed.requestKey };
-    log("info", "export begins", labels);
+    log("info", "export started", labels);
     try {
       const reason = await this.#attempt(claimed);
       const result = resultOf(reason);
       if (reason !== "REASON_UNSPECIFIED") await this.#note(claimed, result, reason);
-      log("info", "export ends", { ...labels, ...outcomeFields(result, reason) });
+      log("info", "export ended", { ...labels, ...outcomeFields(result, reason) });
       await this.#finish(claimed, result, reason);
     } catch (error) {
       if (!(error instanceof LeaseLost)) throw error;
@@ -121,7 +124,7 @@ export class Exporter {
     } catch (error) {
       if (error instanceof LeaseLost) throw error;
       if (error instanceof Ended && INTERRUPTIONS.includes(error.reason)) return error.reason;
-      log("error", "export failed", { cell: claimed.cell, error: String(error) });
+      log("error", "export stopped by an error", { cell: claimed.cell, error: String(error) });
       if (error instanceof Ended) return error.reason;
       if (FULL.includes(errno(error))) return "REASON_NO_SPACE";
       return errno(error) ? "REASON_SNAPSHOT_UNWRITABLE" : "REASON_INTERNAL";

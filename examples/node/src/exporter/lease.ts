@@ -20,9 +20,9 @@ const PASSING: ReadonlySet<codes> = new Set([
   codes.UNKNOWN,
 ]);
 
-/** Return whether a retry of the same call may succeed. If not, the lease will expire. */
+/** Return whether a retry of the failed call may succeed. Without a retry the lease will expire. */
 export function isPassing({ code, reason }: Failure): boolean {
-  // An expired token may be replaced in its file.
+  // A service mesh may replace an expired token in its file. Each call reads the file, so a retry may succeed.
   return PASSING.has(code) || (reason === "TOKEN_EXPIRED" && Boolean(process.env.CELLEXPORT_EXPORTER_TOKEN_FILE));
 }
 
@@ -54,11 +54,11 @@ export class Lease {
     this.#seconds = Number(claimed.leaseDuration?.seconds) + (claimed.leaseDuration?.nanos ?? 0) / 1e9;
   }
 
-  /** Send reports until the work is done. */
+  /** Send reports until the work has ended. Return its result. */
   async during<T>(work: Promise<T>): Promise<T> {
     const beating = this.#beat().catch((error: unknown) => {
       // Without reports the lease will expire. Stop the work now.
-      log("error", "reports failed: unexpected error", { error: String(error) });
+      log("error", "progress reports stopped by an unexpected error", { error: String(error) });
       this.#isLost = true;
     });
     try {
@@ -69,7 +69,7 @@ export class Lease {
     }
   }
 
-  /** Throw LeaseLost or Ended if the last response of the server says so. */
+  /** Throw LeaseLost if the lease is lost, or Ended if the server asked this exporter to stop. */
   check(): void {
     if (this.#isLost) throw new LeaseLost("The lease is lost.");
     if (this.#isCancelled) throw new Ended("REASON_CANCELLED");
@@ -109,7 +109,7 @@ export class Lease {
       return true;
     } catch (error) {
       const failed = failure(error);
-      // LEASE_LOST, usually. Further work would be useless.
+      // A refusal is usually LEASE_LOST. Further work on the export would be useless.
       this.#isLost ||= !isPassing(failed);
       // Log only the first failure of an outage.
       if (this.#isLost) log("warning", "lease lost", { reason: why(failed) });

@@ -13,7 +13,7 @@ const FILE = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 /** The reason why a file or directory is not in the snapshot. */
 export type Skipped = "symlink" | "special file" | "vanished" | "name too long" | "not a known part of a cell";
 
-/** A file or directory below the root. `parent` is open until the generator is asked for the next one. */
+/** A file or directory below the root. `parent` is open until the walk continues. */
 export interface Found {
   /** The relative path, separated by `/`, with one character for each byte. */
   path: string;

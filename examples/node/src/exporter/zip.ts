@@ -1,4 +1,4 @@
-// Writes a zip without compression, so no package is needed.
+// Writes a zip without compression, so no package for compression is needed.
 //
 // All sizes are in zip64 fields, so small and large snapshots have the same layout. The header of an entry is written
 // after its content, when the checksum is known. So the file must allow writes at any position.
@@ -131,7 +131,7 @@ async function writeAll(file: FileHandle, chunk: Buffer, position: number): Prom
   }
 }
 
-// Older supported versions of Node have no zlib.crc32.
+// The checksum CRC-32: older versions of Node, which this example supports, have no zlib.crc32.
 const TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
   let crc = byte;
   for (let bit = 0; bit < 8; bit++) crc = crc & 1 ? (crc >>> 1) ^ 0xedb8_8320 : crc >>> 1;
