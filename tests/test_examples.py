@@ -427,7 +427,7 @@ def test_an_exporter_in_node_that_was_given_up_on_publishes_nothing(unit: Unit, 
         process.send_signal(signal.SIGSTOP)
         outcome = unit.wait_until_ready().last_outcome
         process.send_signal(signal.SIGCONT)
-        eventually(lambda: "export given up" in output.read_text())
+        eventually(lambda: "export abandoned" in output.read_text())
 
     assert outcome.reason == Outcome.REASON_LEASE_EXPIRED
     assert not (unit.snapshots / "demo" / "one.zip").exists()

@@ -30,7 +30,7 @@ _FAMILIES = (
 _KEY_TYPES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP", "HS": "oct"}
 _RSA_BITS = range(2048, 8193)
 _LARGEST_EXPONENT = 2**32
-# In bytes, like the limit of a key file.
+# The shortest HMAC key and the longest key file, in bytes.
 _SHORTEST_HMAC_KEY = 32
 _FILE_LIMIT = 256 * 1024
 

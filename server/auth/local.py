@@ -78,7 +78,7 @@ class LocalTokens:
         return self._accepted(prefix, content)
 
     def content(self, token: str, cell: Cell | None) -> Content | None:
-        """Return the content of a local access token, expired or not, or None if the text is no such token."""
+        """Return the content of a local access token, expired or not, or None if the text is no readable one."""
         today, older = self._open(token, self._issuer(token, cell))
         return _today(token[:3], today) or _older(token[:3], older)
 

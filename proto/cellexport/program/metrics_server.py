@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 def new_registry() -> CollectorRegistry:
     """Return a registry with metrics of the process, the interpreter and the build."""
-    # Otherwise each counter would have a second series, with the time of the counter's creation.
+    # Otherwise each counter and histogram has a second series, with the time of its creation.
     disable_created_metrics()
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -47,8 +47,7 @@ def new_registry() -> CollectorRegistry:
 class MetricsServer:
     """Answers `GET /metrics` over HTTP, from a thread of its own.
 
-    A connection lasts at most 5 seconds, and at most 16 connections are open, so that slow clients
-    don't block others.
+    A connection lasts at most 5 seconds, and at most 16 connections are open, so that slow clients don't block others.
     """
 
     def __init__(self, registry: CollectorRegistry, listening: socket.socket) -> None:

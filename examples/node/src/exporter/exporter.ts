@@ -95,7 +95,7 @@ export class Exporter {
   /** Pause before the next claim. Log the reason only for the first failed claim of an outage. */
   async #wait(failed: Failure): Promise<void> {
     const reason = explanation(failed);
-    if (!this.#backoff.isOutage) log("warning", "claim failed: retrying", { reason });
+    if (!this.#backoff.isOutage) log("warning", "claims fail; retrying", { reason });
     await this.#backoff.wait(failed.retryAfterMs, this.#stopping.signal);
   }
 
@@ -110,7 +110,7 @@ export class Exporter {
       await this.#finish(claimed, result, reason);
     } catch (error) {
       if (!(error instanceof LeaseLost)) throw error;
-      log("error", "export given up", { ...labels, error: error.message });
+      log("error", "export abandoned: it no longer belongs to this exporter", { ...labels, error: error.message });
     }
   }
 
@@ -158,7 +158,7 @@ export class Exporter {
     });
   }
 
-  /** Report the result, and retry until the server responds. When stopping, give up 3 seconds after the first attempt. */
+  /** Report the result, and retry until the server responds. During shutdown, give up 3 seconds after the first try. */
   async #finish(claimed: ClaimedExport__Output, result: Result, reason: Reason): Promise<void> {
     const request = { cell: claimed.cell, lease: claimed.lease, result, reason };
     const lastTry = Date.now() + FAREWELL_MS;
@@ -170,7 +170,7 @@ export class Exporter {
         return;
       } catch (error) {
         const failed = failure(error);
-        if (!isPassing(failed)) return log("error", "result refused", { reason: why(failed) });
+        if (!isPassing(failed)) return log("error", "server refused the result of the export", { reason: why(failed) });
         if (this.#isStopping && Date.now() > lastTry) return;
         await breathe();
       }

@@ -113,7 +113,7 @@ export class Lease {
       this.#isLost ||= !isPassing(failed);
       // Log only the first failure of an outage.
       if (this.#isLost) log("warning", "lease lost", { reason: why(failed) });
-      else if (this.#isReported) log("warning", "report failed: retrying", { reason: explanation(failed) });
+      else if (this.#isReported) log("warning", "progress reports fail; retrying", { reason: explanation(failed) });
       this.#isReported = false;
       return false;
     }
