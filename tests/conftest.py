@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Iterator[Unit]:
-    """Yield a unit with one cell `demo` and no program. Programs started on it are stopped with the test."""
+    """Yield a unit with one cell `demo` and no program. Programs that the test starts on it are killed at its end."""
     with Unit(tmp_path / "unit") as unit:
         unit.add_cell("demo", {"hello.txt": b"hello"})
         yield unit
@@ -70,7 +70,7 @@ def shared_unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
 def node() -> Path:
     """Return the directory of the compiled TypeScript examples. The first test that needs them compiles them."""
     with (ROOT / "examples" / "node" / "package.json").open() as lock:
-        # Tests in parallel processes must not compile at the same time.
+        # Tests run in parallel processes. Only one of them may compile at a time.
         fcntl.flock(lock, fcntl.LOCK_EX)
         subprocess.run(["make", "--silent", "examples"], cwd=ROOT, check=True, timeout=360)
     return ROOT / "examples" / "node" / "build"

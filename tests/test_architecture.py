@@ -1,4 +1,4 @@
-"""The walls between the rooms: which folder may import which. Each file of a room is checked, new files too."""
+"""The walls between the rooms (folders of this project): which may import which. New files are checked too."""
 
 import ast
 from collections.abc import Iterator
@@ -18,7 +18,8 @@ from server.rpc.refusal_table import STATUS
 from unit import ROOT
 
 PROGRAMS = {"server", "gateway"}
-# The generated contract, and the libraries for gRPC, HTTP, SQL and Redis.
+# The generated contract, and the libraries for gRPC, HTTP, SQL and Redis: the rules in server/exports import none of
+# them.
 WIRE = {"grpc", "google", "cellexport.v1", "cellexport.store", "sqlite3", "redis", "flask", "prometheus_client"}
 
 # Each room, and the packages of this project that it may import besides itself. A package includes its subpackages.

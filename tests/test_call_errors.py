@@ -23,7 +23,7 @@ UNIT_URL = "https://unit1.example/"
 
 @dataclass(frozen=True)
 class Refusal:
-    """An error that the test server sends. Without a reason it has no details, like errors of gRPC itself."""
+    """An error that the test server sends. Without a `reason` the error has no details, like gRPC's own errors."""
 
     status: grpc.StatusCode
     reason: str = "NEWER_THAN_THE_GATEWAY"
@@ -78,7 +78,8 @@ def ask(refusal: Refusal) -> TestResponse:
         return http.get("/demo/__export")
 
 
-# The code of each gRPC status if the server sends no code. The code's digits are the HTTP status.
+# The Personium code of the HTTP response to each gRPC status, if the server's error has no code. The three digits of
+# the code are the HTTP status.
 STATUSES = {
     "INVALID_ARGUMENT": "PR400-CX-0000",
     "OUT_OF_RANGE": "PR400-CX-0000",
@@ -153,7 +154,8 @@ def test_a_newer_401_has_a_challenge_that_blames_no_token(code: str) -> None:
     assert answer.headers.getlist("WWW-Authenticate") == [f'Bearer realm="{UNIT_URL}demo/"']
 
 
-# HTTP messages are the server's texts, except for these two reasons: only HTTP shows their details in the message.
+# The message of an HTTP error is the server's text, except for these two reasons: the gateway puts the details of the
+# server's error into their messages.
 REWORDED = {"SNAPSHOT_EXISTS": "File [one.zip] already exists.", "UNEXPECTED": "Unknown Exception [0123]"}
 INVALID_TOKEN = {"TOKEN_EXPIRED", "TOKEN_INVALID", "REFRESH_TOKEN", "SIGNATURE_INVALID"}
 
@@ -180,7 +182,7 @@ OF_GRPC = {"UNAVAILABLE", "CANCELLED", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"
 def test_without_the_servers_details_only_a_status_of_grpc_itself_is_passed_on(
     status: str, code: str, foreign: bool
 ) -> None:
-    # Details of another domain, for example of a proxy, are ignored.
+    # The gateway ignores error details of another domain, for example those that a proxy has added.
     reason, domain = ("TOKEN_EXPIRED", "proxy.example") if foreign else ("", "")
     answer = ask(Refusal(grpc.StatusCode[status], reason, domain, code="PR404-ZZ-0042"))
     expected = code if status in OF_GRPC else "PR500-SV-9999"

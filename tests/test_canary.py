@@ -10,7 +10,8 @@ import pytest
 
 from unit import ROOT
 
-# A program that prints how long a pause of its process took, by the monotonic and by the steady clock.
+# A program that the test pauses while it waits for a line on standard input. Then it prints the seconds that passed
+# meanwhile, on the monotonic and on the steady clock.
 PAUSED = """
 import json, sys, time
 from canary import steady
@@ -34,7 +35,7 @@ def test_a_pause_of_the_whole_process_does_not_count() -> None:
         assert process.stdout
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGSTOP)
-        time.sleep(1)  # the pause that is measured
+        time.sleep(1)  # the pause that both clocks measure
         process.send_signal(signal.SIGCONT)
         process.stdin.write("\n")
         process.stdin.flush()

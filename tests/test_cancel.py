@@ -1,4 +1,4 @@
-"""Cancelled exports, and stalled exports."""
+"""Cancelled exports, and stalled exports, whose exporters report without progress."""
 
 import threading
 import time
@@ -79,7 +79,7 @@ def test_an_exporter_that_does_not_listen_is_cut_off_after_a_lease(unit: Unit, e
         try:
             exporter.report(claimed, sequence, 10)
         except grpc.RpcError as error:
-            assert error.code() == grpc.StatusCode.ABORTED  # noqa: PT017 - the cut-off may come before or after this report
+            assert error.code() == grpc.StatusCode.ABORTED  # noqa: PT017 - only a report after the export's end is refused
         threading.Event().wait(0.1)
     assert time.monotonic() - cancelled > unit.lease_seconds - 0.5
     assert ending(unit.get()) == INTERRUPTED

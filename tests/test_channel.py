@@ -96,7 +96,8 @@ def test_a_flood_of_pings_ends_its_own_connection_and_no_other(unit: Unit) -> No
 
         assert not waiting.result().HasField("claimed_export")
 
-    # GOAWAY with the error code ENHANCE_YOUR_CALM.
+    # The server ends the connection with GOAWAY, the error code ENHANCE_YOUR_CALM and this text: the client pings too
+    # often.
     assert answer.endswith(b"\x00\x00\x00\x0btoo_many_pings")
 
 
@@ -131,7 +132,7 @@ def bare_server(options: list[tuple[str, int]]) -> Iterator[int]:
 
 @pytest.mark.fault("F27")
 def test_our_own_pings_are_never_too_many(capfd: pytest.CaptureFixture[str]) -> None:
-    """With all times divided by 100: five minutes of a connection without a call, and five minutes of a silent call."""
+    """Keep a connection for five minutes without and five minutes with a silent call; all times are divided by 100."""
     least_name = "grpc.http2.min_ping_interval_without_data_ms"
     server = dict(GrpcListener.read(Environment({})).options())
     ours = dict(client.OPTIONS)
@@ -152,7 +153,8 @@ def test_our_own_pings_are_never_too_many(capfd: pytest.CaptureFixture[str]) -> 
             channel.subscribe(seen.append)
             threading.Event().wait(3)
             assert call(b"3", timeout=60) == b"done"
-            # The connection was never lost, and gRPC printed no GOAWAY. The end of the server would print one.
+            # The connection was never lost, and gRPC printed no GOAWAY. Check this before the test server stops,
+            # because a stop prints GOAWAY too.
             assert set(seen) <= {grpc.ChannelConnectivity.READY}
             assert "GOAWAY" not in capfd.readouterr().err
 
@@ -170,7 +172,8 @@ def test_connections_that_grow_old_are_replaced_and_nobody_notices(unit: Unit) -
     with meanwhile(ask_all_the_while), unit.channel() as channel:
         begun = time.monotonic()
         exporter = HandExporter(channel)
-        # Longer than the maximum age of a connection, and within its grace.
+        # The claim waits for 4 seconds: longer than the maximum age of its connection (1 second), and less than the
+        # grace that follows (5 seconds).
         assert exporter.claim(wait=4) is None
         assert time.monotonic() - begun > 3
 

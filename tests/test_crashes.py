@@ -16,7 +16,7 @@ from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from oracle import Oracle
 from unit import Unit, answered, eventually, meanwhile, needs
 
-# Large enough for the export to outlast the checks of each test.
+# The size of the cell's file, in bytes. It makes the export outlast the checks of each test.
 LARGE = 640 * 1024**2
 
 pytestmark = pytest.mark.timeout(180)
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture
 def busy_unit(unit: Unit) -> Unit:
-    """Return a unit during the export `busy`. Its programs are server, gateway and exporter, in this order."""
+    """Return a unit whose exporter runs the export `busy`. `programs` are server, gateway, exporter, in this order."""
     with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
         large.truncate(LARGE)
     unit.start_server()
@@ -37,7 +37,10 @@ def busy_unit(unit: Unit) -> Unit:
 
 @contextmanager
 def watching(unit: Unit) -> Iterator[list[tuple[float, int, str]]]:
-    """Poll the gateway, and yield the answers: the time, the HTTP status, and the status or code of the body."""
+    """Poll the status over HTTP while the context is open, and yield the list of answers.
+
+    An answer is the time on the monotonic clock, the HTTP status (0 if none came), and the body's `status` or `code`.
+    """
     answers: list[tuple[float, int, str]] = []
 
     def ask(over: threading.Event) -> None:
@@ -216,7 +219,8 @@ def test_an_exporter_publishes_only_after_the_server_was_heard(unit: Unit) -> No
 @needs("strace")
 def test_an_export_published_by_an_exporter_that_died_before_saying_so_has_succeeded(unit: Unit) -> None:
     unit.start_server()
-    # The first fsync is for the part. The second is for the directory, after the part was renamed to the zip.
+    # The exporter's first fsync is for the unfinished snapshot (`.part`). Its second is for the directory, after the
+    # `.part` file was renamed to the zip: there the exporter dies.
     inject = "inject=fsync:signal=SIGKILL:when=2"
     exporter = unit.start_exporter("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "-e", inject)
 
@@ -263,6 +267,6 @@ def _answers(unit: Unit) -> bool:
 
 
 def _is_written(part: Path) -> bool:
-    """Return whether the part ends like a complete zip."""
+    """Return whether a `.part` file (an unfinished snapshot) ends like a complete zip."""
     with part.open("rb") as file:
         return b"PK\x05\x06" in file.read()[-1024:]

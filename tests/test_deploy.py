@@ -42,7 +42,7 @@ def of_kind(kind: str) -> Iterator[dict[str, Any]]:
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """Return the spec of each pod by the name of its program."""
+    """Return the pod spec of each Kubernetes Deployment, by the path of the program that its pod runs."""
     specs = [document["spec"]["template"]["spec"] for document in of_kind("Deployment")]
     return {spec["containers"][0]["command"][0]: spec for spec in specs}
 
@@ -83,7 +83,8 @@ def test_the_procfile_runs_a_unit_and_ends_it(unit: Unit) -> None:
         honcho.wait(20)
     assert not accepts(unit.http_port)
     assert not accepts(unit.grpc_port)
-    # All programs were stopped at once, and the exporter could still report the end of its export.
+    # honcho stopped all programs at once. The server still took the exporter's last report: the export ended with the
+    # reason SHUTDOWN.
     unit.start_server()
 
     assert unit.get().last_outcome.reason == Outcome.REASON_SHUTDOWN
@@ -95,7 +96,8 @@ def test_the_procfile_runs_a_unit_and_ends_it(unit: Unit) -> None:
 def test_systemd_has_nothing_to_say_against_its_units(tmp_path: Path, name: str) -> None:
     units = shutil.copytree(DEPLOY / "systemd", tmp_path / "units")
     for unit in units.glob("*.service"):
-        # systemd-analyze checks that the programs exist, so name the ones that are installed here.
+        # systemd-analyze checks that the programs in the unit files exist, so replace their folder by the one with this
+        # machine's programs.
         unit.write_text(unit.read_text().replace("/opt/cellexport/bin", str(BIN)))
 
     def analyze(*words: str) -> None:

@@ -31,15 +31,15 @@ from traffic import Caller, GrpcCaller, HttpCaller, export
 from unit import HandExporter, Program, Unit, eventually, free_port, meanwhile, needs, refused
 from watchers import following
 
-# The time until Envoy notices that a server shuts down: two health checks, one second apart, and the last check may
-# take one second.
+# The seconds until Envoy notices that a server shuts down: two failed health checks, one second apart, and the last
+# check may take one second.
 NOTICE_SECONDS = 3
 DRAIN_SECONDS = NOTICE_SECONDS + 1
 
 
 @dataclass
 class Mesh:
-    """A unit with two servers. Envoy is the only way to them, over mTLS."""
+    """A unit with two servers that callers reach only through Envoy. Envoy calls the servers over mTLS."""
 
     unit: Unit
     store: RedisServer
@@ -60,19 +60,19 @@ class Mesh:
             CELLEXPORT_GRPC_TLS_CLIENT_CA=str(self.authority.file),
             CELLEXPORT_EVENT_LOG=str(self.log(number)),
             CELLEXPORT_DRAIN_SECONDS=str(drain),
-            # The servers also close old connections during the tests.
+            # Short ages make the servers close connections during the tests, which must fail no request either.
             CELLEXPORT_CONNECTION_AGE_SECONDS="3",
             CELLEXPORT_CONNECTION_GRACE_SECONDS="5",
         )
 
     def replace(self, number: int) -> None:
-        """Start a server again, once Envoy has noticed that its predecessor is gone."""
+        """Start a server again once Envoy sends it no calls, and wait until Envoy sends calls to the new process."""
         eventually(lambda: self.ports[number] not in self.envoy.given_calls())
         self.servers[number] = self.start(number)
         eventually(lambda: self.ports[number] in self.envoy.given_calls())
 
     def asked(self, number: int) -> list[float]:
-        """Return the times at which this server returned a status, in seconds since 1970."""
+        """Return the times at which this server's event log says that it returned a status, in seconds since 1970."""
         lines = [line for line in self.log(number).read_text().splitlines() if '"cell.export.status"' in line]
         return [datetime.fromisoformat(line.split(",")[0]).timestamp() for line in lines]
 
@@ -110,7 +110,7 @@ def test_servers_that_are_killed_or_replaced_behind_envoy_fail_no_request(mesh: 
         with meanwhile(partial(export, target)):
             mesh.servers[0].kill()
             mesh.replace(0)
-            # This server does not drain: Envoy notices its end by refused calls.
+            # Server 1 was started without a drain, so Envoy notices its shutdown only by refused calls.
             assert mesh.servers[1].terminate() == 0
             mesh.replace(1)
             for number in (0, 1):
@@ -151,13 +151,13 @@ def mostly_ready(unit: Unit) -> Iterator[None]:
 
 
 def drain(mesh: Mesh, number: int) -> None:
-    """Shut a server down, and check that Envoy gives it no call after it has noticed."""
+    """Shut a server down, and check that Envoy sends it no calls once Envoy has noticed the shutdown."""
     server = mesh.servers[number]
     server.signal(signal.SIGTERM)
     eventually(lambda: mesh.ports[number] not in mesh.envoy.given_calls())
     known = time.time()
     assert server.process.wait(60) == 0
-    # The server would have served calls until its end.
+    # The server served calls for half a second more, so a call from Envoy would be in its event log.
     assert time.time() - known > 0.5
     assert mesh.asked(number)[-1] < known + 0.3
 
@@ -173,7 +173,7 @@ def test_envoy_passes_refusals_on_and_retries_do_not_multiply(mesh: Mesh) -> Non
         meddling.metadata += (("x-envoy-upstream-rq-timeout-ms", "100"),)
         assert meddling.claim(wait=1) is None
     mesh.store.kill()
-    # Once before and once after Envoy has noticed that no server is SERVING.
+    # Callers must get the same refusal before and after Envoy has noticed that no server is SERVING.
     for _ in range(2):
         answer = unit.http()
         assert (answer.status, answer.code) == (503, "PR503-SV-0003")
@@ -203,7 +203,7 @@ def routes() -> list[dict[str, Any]]:
 
 
 def route(path: str) -> dict[str, Any]:
-    """Return the first route that matches, as Envoy does."""
+    """Return the first route in Envoy's configuration that matches this path, as Envoy does."""
     matching: dict[str, Callable[[Any], bool]] = {
         "path": lambda value: bool(value == path),
         "prefix": path.startswith,
@@ -241,9 +241,10 @@ def test_envoy_agrees_with_the_servers_defaults() -> None:
     (check,) = cluster["health_checks"]
     noticed = check["unhealthy_threshold"] * seconds(check["interval"]) + seconds(check["timeout"])
     assert noticed == NOTICE_SECONDS
-    # The watch must outlast three keep-alives of 45 seconds.
+    # Envoy ends a call that is idle for longer than `idle_timeout`. A quiet watch sends only a keep-alive every 45
+    # seconds, so leave room for three.
     assert seconds(route("/cellexport.v1.CellExportService/WatchCellExport")["idle_timeout"]) > 3 * 45
-    # The claim must outlast its longest wait, 30 seconds.
+    # A claim is idle while it waits for an export, for 30 seconds at most.
     assert seconds(route("/cellexport.v1.ExporterService/ClaimExport")["idle_timeout"]) > 30
 
 

@@ -41,10 +41,10 @@ INVALID_TOKEN = ', error="invalid_token"'
 
 @dataclass(frozen=True)
 class Row:
-    """A request over HTTP and gRPC, and its verdict.
+    """A request that is sent over HTTP and over gRPC, and the verdict that both must return.
 
-    `cell` and `name` are the request's arguments. `headers` are its credentials. `deadline` is the caller's own, over
-    gRPC, in seconds.
+    `cell` and `name` are the request's arguments; with a `name` it starts an export. `headers` are its credentials.
+    `deadline` is that of the gRPC call, in seconds.
     """
 
     id: str
@@ -76,7 +76,8 @@ def damaged(unit: Unit) -> None:
 
 
 def paused(unit: Unit) -> None:
-    # Connect the gateway first, so that it waits for an answer and not for a connection.
+    # Let the gateway connect to the server before the server is paused. Then the gateway waits for an answer, not for a
+    # connection.
     assert unit.http().status == 200
     unit.programs[0].signal(signal.SIGSTOP)
 
@@ -176,7 +177,8 @@ def test_the_same_verdict_over_http_and_grpc(unit: Unit, tmp_path: Path, row: Ro
     unit.start_gateway()
 
     with unit.channel() as channel:
-        # Connect before `prepare` harms the server, like the gateway.
+        # Connect this channel before `prepare` pauses or damages the server. Then the call below waits for an answer,
+        # not for a connection.
         call(channel, Row("first", 200, "", "", "", "", GOOD))
         row.prepare(unit)
         answer = ask(unit, row)
@@ -197,7 +199,8 @@ def test_the_same_verdict_over_http_and_grpc(unit: Unit, tmp_path: Path, row: Ro
 
     assert info is not None
     assert (info.reason, info.domain, info.metadata["personium_code"]) == (row.reason, "cellexport", row.code)
-    # A shorter delay would flood the server, and a longer one would keep the caller waiting.
+    # The error asks callers to retry after one to two seconds. A shorter delay would flood the server, and a longer one
+    # would keep callers waiting.
     assert 1 <= client.retry_seconds(error) <= 2 if row.retry else client.retry_seconds(error) == 0
     assert len(error.details() or "") <= 200
 
@@ -244,19 +247,19 @@ def test_a_full_disk_is_reported_and_the_status_is_still_returned(unit: Unit, tm
 
 
 async def fail(request: Message, call: Call) -> Message:
-    """Raise an exception that the server does not expect."""
+    """Raise an exception that is no refusal, as a bug in a method would."""
     raise RuntimeError("canary-inside-7")
 
 
 async def hang(request: Message, call: Call) -> Message:
-    """Never return."""
+    """Never return, like a method that hangs."""
     await asyncio.Event().wait()
     raise AssertionError
 
 
 @asynccontextmanager
 async def broken_server(cells: Path, rule: UnaryMethod) -> AsyncIterator[int]:
-    """Run a server whose methods all have the given rule, behind the real guard, and yield its port."""
+    """Run a server whose methods all follow `rule`, behind the real guard (it checks each call). Yield its port."""
     judge = Judge([MasterToken(Secret(TOKEN))], cookies=None, clock=now_ms)
     guard = Guard(Admission(judge=judge, cells=CellDirectory(cells)), CallsInFlight(), now_ms)
     service = cell_export_pb2.DESCRIPTOR.services_by_name["CellExportService"]
@@ -309,8 +312,8 @@ def test_no_call_takes_longer_than_its_rule_allows(unit: Unit) -> None:
 def test_no_call_is_late_because_the_clock_is_set_while_its_time_is_reckoned(
     unit: Unit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Every fifth reading of the clock jumps. Whatever else reads it, with ten calls a jump falls into one call's
-    # computation of its time limit.
+    # Every fifth reading of the clock is an hour ahead. Other code reads the clock too, but among ten calls such a jump
+    # falls into the computation of some call's time limit.
     now, jumps = time.time, itertools.cycle([3600, 0, 0, 0, 0])
     monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
 

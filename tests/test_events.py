@@ -28,7 +28,7 @@ def events(unit: Unit) -> list[dict[str, str]]:
 
 
 def logged(unit: Unit, type_: str, count: int = 1) -> list[dict[str, str]]:
-    """Wait until `count` events of a type are in the log, and return them."""
+    """Wait until the event log has `count` events of a type, and return them."""
     found: list[dict[str, str]] = []
 
     def enough() -> bool:
@@ -158,7 +158,7 @@ def test_a_full_queue_makes_callers_wait_and_drops_nothing(tmp_path: Path) -> No
         log = await EventLog.open(pipe)
         written = 0
         try:
-            # No reader empties the pipe, so `write` has to wait at some point.
+            # The event log is a pipe that nobody reads, so `write` has to wait as soon as pipe and queue are full.
             async with asyncio.timeout(2):
                 while True:
                     await log.write(an_event(written))
@@ -181,7 +181,7 @@ def test_a_full_queue_makes_callers_wait_and_drops_nothing(tmp_path: Path) -> No
 
 
 def write_one_by_one(path: Path, count: int) -> None:
-    """Write `count` events to files of at most 1,500 bytes, and flush after each event."""
+    """Write `count` events to an event log whose files hold at most 1,500 bytes, and flush after each event."""
 
     async def main() -> None:
         log = await EventLog.open(path, most_bytes=1500)

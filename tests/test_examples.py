@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture(params=[pytest.param("node", marks=needs("npm")), "python"])
 def caller(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    """Return the commands of one language that get a status and that watch."""
+    """Return the commands of the TypeScript or Python example that gets a status, and of the one that watches."""
     if request.param == "python":
         return {"status": [sys.executable, str(PYTHON)], "watch": [sys.executable, str(PYTHON)]}
     build = request.getfixturevalue("node")
@@ -146,7 +146,7 @@ def test_a_callers_wrong_setting_is_reported_in_one_sentence(
     settings = mistake.format(ca=authority.file, key=authority.issue("client").key)
     finished = run(shared_unit, "env", *settings.split(" "), *caller["status"], "demo")
     assert (finished.returncode, finished.stdout) == (status, "")
-    # gRPC in Python also logs how a handshake ended.
+    # gRPC in Python writes a line about a failed TLS handshake too, so check only the last line of standard error.
     assert re.fullmatch(sentence, last_line(finished.stderr)), finished.stderr
     assert status == 1 or finished.stderr.count("\n") == 1
 
@@ -168,12 +168,12 @@ def test_a_callers_wrong_setting_is_reported_in_one_sentence(
 def test_a_wrong_setting_of_the_node_exporter_is_reported_in_one_sentence(
     shared_unit: Unit, node: Path, tmp_path: Path, mistake: str, sentence: str
 ) -> None:
-    # A file in place of the snapshot directory.
+    # Put a file in place of the snapshot directory, so that no snapshots can be written.
     (tmp_path / "snapshots").touch()
     finished = run(shared_unit, "env", mistake.format(unit=tmp_path), "node", node / "exporter" / "main.js")
     assert finished.returncode == 2
     assert re.fullmatch(sentence, last_line(finished.stderr)), finished.stderr
-    # All other lines are log lines.
+    # All lines before the sentence are JSON log lines.
     assert all(json.loads(line)["level"] == "info" for line in finished.stderr.splitlines()[:-1])
 
 
@@ -185,7 +185,7 @@ def test_a_node_program_logs_once_that_the_server_is_lost_and_once_that_it_is_ba
     output = tmp_path / "output"
     with running(unit, output, "node", node / f"{program}.js", "demo") as process:
         eventually(lambda: "call to" in output.read_text())
-        # The program retries meanwhile.
+        # The program has found no server, and retries. Now there is one.
         unit.start_server()
         eventually(lambda: "server available again" in output.read_text())
         process.terminate()
@@ -246,7 +246,7 @@ def test_the_shell_script_starts_an_export_and_waits_as_the_gateway_asks(unit: U
     output = tmp_path / "export"
 
     with running(unit, output, SHELL / "export.sh", "demo", "one") as script:
-        # No server runs yet, so the gateway answers with Retry-After.
+        # No server runs yet, so the gateway answers with Retry-After, and the script waits for that many seconds.
         eventually(lambda: re.search("PR503-SV-0002.*: retrying in [0-9]+ s", output.read_text()))
         unit.start_server()
         unit.start_exporter()
@@ -347,7 +347,7 @@ def test_the_exporter_in_node_makes_the_snapshot_that_the_bundled_one_makes(
     with node_exporter(unit, node, tmp_path / "exporter") as process:
         unit.begin("theirs")
         assert unit.wait_until_ready().last_outcome.result == Outcome.RESULT_SUCCEEDED
-        # The name of an existing snapshot is refused.
+        # The snapshot theirs.zip exists now, so the server refuses another export of this name.
         with pytest.raises(grpc.RpcError):
             unit.begin("theirs")
         process.terminate()
@@ -366,7 +366,10 @@ def test_the_exporter_in_node_makes_the_snapshot_that_the_bundled_one_makes(
 
 
 def listed(path: Path) -> dict[str, dict[str, object]]:
-    """Return the entries of a snapshot's list by name, with modification times for the cell's own files only."""
+    """Return the lines of a snapshot's list of entries, by name, to compare the snapshots of two exporters.
+
+    Modification times are kept only for the cell's own files.
+    """
     _, lines = snapshots.read(path)
     return {
         line["name"]: line if "mtime" in line and line["name"].startswith("20_") else line | {"mtime": None}
@@ -375,13 +378,13 @@ def listed(path: Path) -> dict[str, dict[str, object]]:
 
 
 def add_large_file(unit: Unit, size: int = 8 * 1024**3) -> None:
-    """Add a sparse file, which takes long to read and needs no disk space."""
+    """Add a sparse file to the cell `demo`: it takes long to export and needs no disk space."""
     with (unit.directory / "cells" / "demo" / "webdav" / "large.bin").open("wb") as file:
         file.truncate(size)
 
 
 def begun(unit: Unit) -> Path | None:
-    """Return the part of export `one`, once it has content."""
+    """Return the unfinished snapshot (`.part`) of export `one`, or None as long as it has no content."""
     return next((path for path in unit.snapshots.glob("demo/one.*.part") if path.stat().st_size > 0), None)
 
 

@@ -21,7 +21,7 @@ LEASE = 10.0
 
 
 class Scene:
-    """A claimed export, the expiry that scans it, and the time on the test's clock."""
+    """A store with a claimed export, the expiry that scans the store, and the time on the test's clock."""
 
     def __init__(self, store: SqliteStore, directory: Path) -> None:
         self.now = 0.0
@@ -68,7 +68,7 @@ class Scene:
 
 
 class OutdatedStore(MeasuredStore):
-    """A store that may return an outdated list once, as if another process wrote between two calls."""
+    """A store that can return an outdated list of exports once, as if another process wrote after the list was read."""
 
     kept: Sequence[CellRecord] | None = None
 

@@ -1,4 +1,4 @@
-"""The bundled exporter on real trees, checked by the snapshots and notes that it writes."""
+"""The bundled exporter on real trees of files, checked by the snapshots and `.error` files that it writes."""
 
 import hashlib
 import json
@@ -178,7 +178,7 @@ def test_a_file_of_two_gigabytes_shows_progress_and_needs_no_more_memory(unit: U
     with (unit.directory / "cells" / "demo" / "webdav" / "huge").open("wb") as huge:
         huge.truncate(2 * 1024**3 + 1)
     unit.start_server()
-    # The exporter's address space, threads and libraries included, is smaller than the file.
+    # Limit the exporter's address space, threads and libraries included, to less than the size of the file.
     exporter = unit.start_exporter("prlimit", f"--as={2 * 1024**3}")
 
     unit.begin("huge")
@@ -230,7 +230,7 @@ def test_a_name_that_appears_meanwhile_is_left_as_it_is(unit: Unit) -> None:
 def test_an_unreadable_source_fails_the_export_with_its_reason(unit: Unit) -> None:
     (unit.directory / "cells" / "demo" / "webdav" / "hello.txt").chmod(0)
     unit.start_server()
-    # Root without the capabilities that let it read any file.
+    # Run the exporter as root, but without the capabilities that let root read any file.
     unit.start_exporter("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
     unit.begin("unreadable")

@@ -24,7 +24,7 @@ def issuer(tmp_path: Path) -> Issuer:
 
 @pytest.fixture
 def mesh(unit: Unit, issuer: Issuer) -> Unit:
-    """Return a unit whose server accepts every kind of token."""
+    """Return a unit whose server accepts every kind of token: the master token, local tokens and JWTs."""
     (unit.directory / "cells/demo/cell.toml").write_text(ACCESS_FILE)
     unit.lease_seconds = 5
     unit.start_server(CELLEXPORT_UNIT_SECRET=SECRET, **issuer.settings)
@@ -32,7 +32,7 @@ def mesh(unit: Unit, issuer: Issuer) -> Unit:
 
 
 def renew(file: Path, issuer: Issuer, seconds: int) -> None:
-    """Write a token to the file that expires after `seconds`, the leeway of 30 seconds included."""
+    """Replace the token file by one whose JWT is accepted for `seconds` more, the leeway of 30 seconds included."""
     fresh = file.with_suffix(".new")
     fresh.write_text(issuer.token(aud=UNIT_URL, scope=REPORT, exp=int(time.time()) - 30 + seconds) + "\n")
     fresh.rename(file)
@@ -47,9 +47,9 @@ def reason(error: pytest.ExceptionInfo[grpc.RpcError]) -> str:
 def test_a_jwt_with_the_scope_claims_reports_and_finishes(mesh: Unit, issuer: Issuer) -> None:
     mesh.begin()
     with mesh.channel() as channel:
-        # Each call brings another token of the same caller.
+        # The claim, the report and the end below come with three different tokens of the same caller.
         claimed = HandExporter(channel, issuer.token(aud=UNIT_URL, scope=REPORT)).must_claim()
-        # A token for the cell is enough to report.
+        # A report needs only a token for the cell, like this one. The claim needed a token for the whole unit.
         HandExporter(channel, issuer.token(scope=f"x {REPORT}", jti="2")).report(claimed, 1, 50)
         assert mesh.get().exportation.progress_percent == 50
         last = HandExporter(channel, issuer.token(aud=UNIT_URL, scope=f"{REPORT} root"))
@@ -63,7 +63,7 @@ def test_nobody_else_may(mesh: Unit, issuer: Issuer) -> None:
     refused = {
         issuer.token(aud=UNIT_URL): "SCOPE_INSUFFICIENT",
         issuer.token(aud=UNIT_URL, scope=None): "SCOPE_INSUFFICIENT",
-        # A claim needs a token for the whole unit.
+        # This token is for one cell, and a claim needs a token for the whole unit.
         issuer.token(scope=REPORT): "TOKEN_INVALID",
         resident(): "TOKEN_INVALID",
         local("AU~", fields("6", issuer=UNIT_URL, scope=REPORT), issuer=UNIT_URL): "PRIVILEGE_LACKING",
@@ -128,7 +128,7 @@ def test_a_claim_is_repeated_by_its_taker_only(mesh: Unit, issuer: Issuer) -> No
 
 
 def test_a_long_call_ends_when_its_token_does(mesh: Unit, issuer: Issuer) -> None:
-    # With the leeway of 30 seconds, the token expires in 3 seconds.
+    # The token has expired 27 seconds ago. The server accepts it for 3 seconds more, because its leeway is 30 seconds.
     exp = int(time.time()) - 27
     with mesh.channel() as channel:
         exporter = HandExporter(channel, issuer.token(aud=UNIT_URL, scope=REPORT, exp=exp))
@@ -138,7 +138,7 @@ def test_a_long_call_ends_when_its_token_does(mesh: Unit, issuer: Issuer) -> Non
         assert reason(raised) == "TOKEN_EXPIRED"
         assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
         assert steady() - started < 6
-        # The ended call has not taken the next export.
+        # The claim that ended with its token must not take the next export: another claim gets that.
         mesh.begin()
         assert HandExporter(channel).claim() is not None
 
@@ -175,12 +175,12 @@ def test_a_token_that_ends_in_mid_export_costs_nothing_if_another_follows(mesh: 
     exporter = mesh.start_exporter(CELLEXPORT_MASTER_TOKEN="", CELLEXPORT_EXPORTER_TOKEN_FILE=str(file))
     mesh.begin()
     exporter.wait_for_log("progress reports fail; retrying")
-    # Half a token, as in a file that is being written in place.
+    # Leave half a token in the token file, as if a program were writing the file in place. The export must go on.
     file.write_text(file.read_text()[:100])
     assert mesh.get().state == CellExport.STATE_EXPORTING
     renew(file, issuer, 60)
     exporter.wait_for_log("progress reports succeed again")
-    # The export is large, and takes long on a busy machine.
+    # The cell has hundreds of megabytes, so its export takes long on a busy machine.
     assert mesh.wait_until_ready(within=100).last_outcome.result == Outcome.RESULT_SUCCEEDED
 
     eventually(lambda: (mesh.snapshots / "demo").exists())

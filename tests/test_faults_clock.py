@@ -21,7 +21,8 @@ from tokens import ACCESS_FILE, SECRET, resident, verdict
 from unit import HandExporter, Unit, eventually, needs
 
 HOUR = 3600
-# The library that `faketime` preloads. The `faketime` command itself would leave the server running when it is killed.
+# The library that the command `faketime` preloads. The test preloads it itself, because the command would leave the
+# server running when the command is killed.
 LIBRARY = "/usr/$LIB/faketime/libfaketime.so.1"
 JUMPS = pytest.mark.parametrize("seconds", [HOUR, -HOUR], ids=["ahead", "back"])
 
@@ -30,7 +31,7 @@ SetClock = Callable[[int], None]
 
 @pytest.fixture
 def set_clock(unit: Unit, tmp_path: Path) -> Iterator[SetClock]:
-    """Start a server, and yield a function that sets its wall clock to this many seconds from the true time."""
+    """Start a server, and yield a function that sets its wall clock ahead by this many seconds (below 0: back)."""
     offset = tmp_path / "offset"
     offset.write_text("+0")
     server = unit.start_server(
@@ -47,12 +48,12 @@ def set_clock(unit: Unit, tmp_path: Path) -> Iterator[SetClock]:
         fresh.replace(offset)
 
     yield set_clock
-    # Terminate, don't kill: the library removes its shared memory when its program ends.
+    # Don't kill the server: faketime's library removes its shared memory only when the server exits normally.
     server.terminate()
 
 
 def ahead(status: CellExport) -> float:
-    """Return the seconds by which the server's clock was ahead of ours when it last changed the status."""
+    """Return the seconds by which the server's wall clock was ahead of the test's when the status last changed."""
     return status.update_time.ToNanoseconds() / 1e9 - time.time()
 
 
@@ -71,7 +72,7 @@ def test_a_living_exporter_keeps_its_export_whatever_the_clock_says(
         jumped = time.monotonic()
         sequence = 1
 
-        # Longer than the lease, after which a silent exporter's export is ended.
+        # Report for longer than the lease, after which the server would end the export of a silent exporter.
         while time.monotonic() - jumped < 1.5 * unit.lease_seconds:
             sequence += 1
             exporter.report(claimed, sequence, sequence, 1000)
@@ -99,7 +100,7 @@ def test_a_dead_exporter_is_given_up_on_within_its_lease_whatever_the_clock_says
         assert abs(ahead(unit.get()) - seconds) < HOUR / 2
         while time.monotonic() - reported < unit.lease_seconds * 0.8:
             assert unit.get().state == CellExport.STATE_EXPORTING
-        # Other tests check the exact time. Here the clock's jump of an hour must not count.
+        # Other tests check how soon a dead exporter's export ends. Here the end must not be an hour late.
         status = unit.wait_until_ready(within=30)
         assert status.last_outcome.reason == Outcome.REASON_LEASE_EXPIRED
 
@@ -148,7 +149,7 @@ def test_a_report_that_arrives_after_its_lease_is_refused_and_changes_nothing(un
             info = client.error_info(error.value)
             assert info is not None
             assert info.reason == "LEASE_LOST"
-        # The old lease is not valid for the next export either.
+        # The expired lease must not be valid for the cell's next export either.
         unit.begin()
         next_one = exporter.must_claim()
         with unchanged(unit), pytest.raises(grpc.RpcError):

@@ -23,7 +23,7 @@ from chaosproxy import ChaosProxy
 from oracle import Oracle
 from unit import TOKEN, Answer, HandExporter, Unit, answered, eventually, needs, needs_root, request
 
-# Every request is answered within this many seconds, whatever happens.
+# The longest time in which the gateway answers any request, whatever happens to the network, in seconds.
 IN_TIME = 3.0
 READY = (200, {"status": "ready"})
 AWAY = (503, "PR503-SV-0002")
@@ -32,7 +32,7 @@ LATE = (504, "PR504-SV-0001")
 
 @pytest.fixture
 def proxy(unit: Unit) -> Iterator[ChaosProxy]:
-    """Yield a proxy between a gateway and a server that run and are connected through it."""
+    """Start a server and a gateway that are connected through a proxy, and yield the proxy."""
     unit.start_server()
     with ChaosProxy(unit.grpc_port) as proxy:
         unit.start_gateway(CELLEXPORT_GRPC_TARGET=f"127.0.0.1:{proxy.port}")
@@ -41,7 +41,7 @@ def proxy(unit: Unit) -> Iterator[ChaosProxy]:
 
 
 def warm(unit: Unit, proxy: ChaosProxy) -> None:
-    """Make the gateway start all its threads: it starts them only when requests need them at once."""
+    """Send 40 slow requests at once, so that the gateway starts all its threads before the oracle counts them."""
     proxy.latency = 0.3
     with ThreadPoolExecutor(40) as clients:
         assert list(clients.map(lambda _: outcome(unit.http()), range(40))) == [READY] * 40
@@ -49,14 +49,14 @@ def warm(unit: Unit, proxy: ChaosProxy) -> None:
 
 
 def timed(unit: Unit) -> tuple[float, Answer]:
-    """Request the status; return the seconds that the answer took on the steady clock, and the answer."""
+    """Request the status over HTTP; return the seconds that the answer took on the steady clock, and the answer."""
     begun = steady()
     answer = unit.http()
     return steady() - begun, answer
 
 
 def outcome(answer: Answer) -> tuple[int, object]:
-    """Return the HTTP status with the whole body of a 200, or with the code of an error. A body cut short raises."""
+    """Return the HTTP status with the JSON of a 200, or with the code of an error. Raise if the body was cut short."""
     return answer.status, answer.json() if answer.status == 200 else answer.code
 
 
@@ -91,7 +91,7 @@ def test_a_server_that_is_slow_to_greet_is_reached_all_the_same(unit: Unit, prox
         proxy.latency = 0.7
         proxy.reset_all()
         seconds, answer = timed(unit)
-        # The server is slow, and not unavailable.
+        # A slow server is not unavailable: the gateway must not answer 503.
         assert outcome(answer) in (READY, LATE)
         assert seconds < IN_TIME
         eventually(lambda: outcome(unit.http()) == READY)
@@ -116,7 +116,7 @@ def test_a_thousand_calls_whose_deadline_passes_are_stopped_in_the_server_too(un
             codes |= {call.code() for call in calls}
         assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
         started = unit.begin()
-        # If one of the thousand calls still waited, it would have taken this export.
+        # If one of the thousand expired claims still waited in the server, it would have taken this export.
         claimed = exporter.must_claim()
         assert claimed.lease.epoch == started.revision + 1
         exporter.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_INTERNAL)
@@ -147,11 +147,12 @@ def test_a_status_whose_answer_is_cut_anywhere_is_asked_for_again(unit: Unit, pr
             seconds, answer = timed(unit)
             assert outcome(answer) == READY, count
             assert seconds < IN_TIME, count
-            # The cut may have hit other traffic of the server: remove it before the next round.
+            # If the answer was shorter than `count` bytes, the cut is still to come. Withdraw it, so that it doesn't
+            # hit other traffic.
             proxy.cut_next(None)
             assert outcome(unit.http()) == READY
 
-    # Most of the cuts hit: an answer is only slightly shorter than the longest cut.
+    # Most of the 201 cuts hit an answer, because an answer is only slightly shorter than 200 bytes, the longest cut.
     assert proxy.resets > 100
     assert quiet(unit)
 
@@ -204,7 +205,8 @@ def test_a_start_whose_answer_is_cut_is_not_asked_for_again(unit: Unit, proxy: C
     with Oracle(unit, exporter=False):
         proxy.cut_next(0)
         answer = unit.http("POST", body=b'{"Name":"once"}')
-        # The start may have been executed, so it must not be repeated. The status shows whether it was.
+        # The gateway can't know whether the server has executed the start, so it must not repeat it. The status shows
+        # that the server has.
         assert outcome(answer) == AWAY
         assert unit.get().exportation.name == "once"
 
@@ -232,7 +234,8 @@ def test_clients_that_go_away_meanwhile_leave_nothing_behind(unit: Unit, proxy: 
         for _ in range(32):
             with socket.create_connection(("127.0.0.1", unit.http_port), 5) as gone:
                 gone.sendall(request("GET /demo/__export", f"Authorization: Bearer {TOKEN}"))
-        # This request waits behind all others: each occupies a thread for no longer than a call may last.
+        # This request waits until the gateway has given up one of the 32 others, each of which occupies a thread for as
+        # long as a call may last.
         seconds, answer = timed(unit)
         assert outcome(answer) == LATE
         assert seconds < 2 * IN_TIME
@@ -259,7 +262,7 @@ def test_a_slow_link_is_fast_enough(unit: Unit, proxy: ChaosProxy) -> None:
 
 @contextmanager
 def slow_network() -> Iterator[list[str]]:
-    """Yield the command prefix that runs a program in a network namespace of its own, limited to 64 kbit/s."""
+    """Yield the words before a command that run it in a separate network namespace, whose network passes 64 kbit/s."""
     shape = "tc qdisc add dev lo root tbf rate 64kbit burst 3000 latency 400ms"
     keeper = subprocess.Popen(["unshare", "-n", "sh", "-c", f"ip link set lo up mtu 1500 && {shape} && exec sleep 120"])
     inside = ["nsenter", f"--net=/proc/{keeper.pid}/ns/net"]

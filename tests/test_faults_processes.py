@@ -30,7 +30,7 @@ from cellexport.v1.exporter_pb2 import ClaimExportRequest, ClaimExportResponse, 
 from oracle import Oracle, unchanged, use
 from unit import ROOT, TOKEN, HandExporter, Program, Unit, accepts, answered, eventually, free_port, needs, needs_root
 
-# Every request is answered within this many seconds, whatever happens.
+# The longest time in which the gateway answers any request, whatever happens to the server, in seconds.
 IN_TIME = 3.0
 # The longest time that a shutdown may take, in seconds.
 GRACE = 10.0
@@ -86,13 +86,14 @@ def test_an_exporter_retries_reports_after_random_pauses(unit: Unit) -> None:
 
     unit.begin()
     eventually(lambda: unit.get().exportation.bytes_done > 0)
-    # A server without its store refuses every report at once, and logs the refusal.
+    # A server whose database file is gone refuses every report at once, and logs the refusal: the test reads the times
+    # of reports from its log.
     (unit.directory / "export.db").unlink()
     eventually(lambda: len(refused_reports(server)) > 20, within=40)
     pauses = [later - earlier for earlier, later in itertools.pairwise(refused_reports(server))]
 
-    # A pause is 0.25 to 0.75 seconds plus 0.2 seconds. A busy machine makes pauses longer and never shorter, so check
-    # only the shortest.
+    # After a refused report the exporter pauses for 0.25 to 0.75 seconds, plus the 0.2 seconds between any two reports.
+    # A busy machine makes pauses longer and never shorter, so check only the shortest.
     assert 0.4 < min(pauses) < 0.65
 
 
@@ -110,12 +111,12 @@ def refused_reports(server: Program) -> list[float]:
 def test_an_exporter_that_is_killed_at_any_moment_leaves_a_whole_snapshot_or_none(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         counts = list(pool.map(lambda seed: _kill_exporters(tmp_path / str(seed), seed), range(4)))
-    # Enough of the kills must have hit a running export.
+    # More than 20 of the 100 kills must have hit a running export, or the test has proved little.
     assert sum(counts) > 20
 
 
 def _kill_exporters(directory: Path, seed: int) -> int:
-    """Kill 25 exporters, one after the other, and return the number of interrupted exports."""
+    """Kill 25 exporters, each at a random moment of its export, and return the number of interrupted exports."""
     moments = random.Random(seed)
     interrupted = 0
     directory.mkdir()
@@ -154,7 +155,10 @@ def _export(unit: Unit, name: str) -> float:
 
 
 def _wait_for_the_end(unit: Unit) -> Outcome:
-    """Return the outcome of an export whose exporter was killed. The next exporter runs a queued export."""
+    """Wait for the end of an export whose exporter was killed, and return its outcome.
+
+    If the export was still queued, the next exporter runs it.
+    """
     killed = steady()
     seen = set()
 
@@ -167,7 +171,8 @@ def _wait_for_the_end(unit: Unit) -> Outcome:
     if outcome.result == Outcome.RESULT_INTERRUPTED:
         assert outcome.reason == Outcome.REASON_LEASE_EXPIRED
         assert steady() - killed < unit.lease_seconds + 2
-        # A dead exporter makes no progress; only its last report may have been in transit. 0 is from after the end.
+        # At most two percentages are seen, because a dead exporter reports nothing more: only its last report may still
+        # have been in transit. The status after the end shows 0.
         assert len(seen - {0}) <= 2
     return outcome
 
@@ -201,7 +206,7 @@ def _store(unit: Unit) -> dict[str, bytes]:
 
 @contextmanager
 def _load(unit: Unit) -> Iterator[list[int | str]]:
-    """Send fifty requests a second over five kept-alive connections, and yield the results in order."""
+    """Send fifty requests a second over five kept-alive connections, and yield the list of statuses (or `broken`)."""
     results: list[int | str] = []
     over = threading.Event()
 
@@ -264,11 +269,11 @@ def test_a_resumed_server_skips_calls_whose_callers_are_gone(unit: Unit) -> None
         threading.Event().wait(20 - (time.monotonic() - stopped))
         server.signal(signal.SIGCONT)
         eventually(lambda: unit.http().status == 200)
-        # Give the server time for every call that was still open.
+        # Give the resumed server time to execute every call that it received before and during its pause.
         threading.Event().wait(1)
         assert unit.get() == before
         assert not any(unit.get(cell).HasField("update_time") for cell in ("other", "third"))
-        # The server's pause does not count: the exporter keeps its lease.
+        # The server must not count its own pause of 20 seconds as silence of the exporter: the lease is still valid.
         exporter.report(claimed, 3, 60)
         assert unit.get().exportation.progress_percent == 60
         exporter.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_INTERNAL)
@@ -314,7 +319,8 @@ def test_a_server_that_shuts_down_answers_open_calls_and_ends_waiting_calls(unit
             start = pool.submit(unit.http, "POST", "/other/__export")
             eventually(lambda: syncs() > 0)
             report = pool.submit(exporter.report, claimed, 1, 70)
-            # Long enough for the report to arrive, and shorter than a sync.
+            # Give the report time to reach the server: less than a second, which each sync of the server's disk takes
+            # here.
             threading.Event().wait(0.4)
             server.signal(signal.SIGTERM)
             signalled = steady()
@@ -322,7 +328,7 @@ def test_a_server_that_shuts_down_answers_open_calls_and_ends_waiting_calls(unit
             assert steady() - signalled < GRACE
             assert server.process.wait(60) == 0
             assert steady() - signalled < GRACE + 1
-        # Both calls were open when the server was asked to shut down.
+        # The start and the report were open when the server was asked to shut down. Both succeed.
         report.result()
         assert start.result().status == 202
         with pytest.raises(grpc.RpcError) as raised:
@@ -338,7 +344,7 @@ def test_a_server_that_shuts_down_answers_open_calls_and_ends_waiting_calls(unit
 
 @contextmanager
 def _slow_disk(server: Program, output: Path) -> Iterator[Callable[[], int]]:
-    """Make each sync of a server take a second, and yield a function that counts the syncs begun."""
+    """Delay each fsync of a server by a second, and yield a function that returns the number of fsyncs begun."""
     inject = "inject=fsync,fdatasync:delay_enter=1000000"
     command = ["strace", "-f", "-p", str(server.process.pid), "-e", "trace=fsync,fdatasync", "-e", inject]
     with output.open("wb") as file:
@@ -396,14 +402,14 @@ def test_an_exporter_without_memory_ends_its_export_in_time_and_leaves_nothing_h
     assert match
 
     with Oracle(unit):
-        # The exporter keeps its memory and gets no more.
+        # Limit the exporter's address space to its present size, so that it can get no more memory.
         limit = f"--as={int(match[1]) * 1024}"
         subprocess.run(["prlimit", "--pid", str(exporter.process.pid), limit], check=True)
 
         unit.begin("tight")
         eventually(lambda: unit.status() == {"status": "ready"}, within=unit.lease_seconds + 2)
         outcome = unit.get().last_outcome
-        # The exporter may or may not have had the memory left to report its failure.
+        # The exporter reports its failure only if it has memory left for that. If not, its lease expires.
         assert outcome.result in (Outcome.RESULT_FAILED, Outcome.RESULT_INTERRUPTED)
         exporter.kill()
         unit.start_exporter()

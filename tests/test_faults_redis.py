@@ -20,7 +20,8 @@ from unit import HandExporter, Unit, answered, eventually, free_port, meanwhile,
 pytestmark = [needs("redis-server"), pytest.mark.timeout(120)]
 
 LARGE = 450 * 1024**2
-# A store operation ends within a second, and its answer follows within half a second.
+# The longest time of an answer while Redis hangs, in seconds: a store operation fails after a second, and the answer
+# follows within half a second.
 STORE_SECONDS = 1.5
 
 
@@ -33,7 +34,7 @@ def store(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def unit(unit: Unit, store: RedisServer) -> Unit:
-    """Return a unit with a server and a gateway, whose store is a settled Redis."""
+    """Return a unit with a server and a gateway, whose store is Redis and is settled (its records are trusted)."""
     use(unit, store)
     unit.start_server()
     unit.start_gateway()
@@ -65,9 +66,9 @@ def answers(unit: Unit) -> bool:
 
 
 def must_be_away(unit: Unit) -> float:
-    """Check that HTTP and gRPC answer in time that the store is unavailable; return the seconds that HTTP took.
+    """Check that HTTP and gRPC answer in time that the store is unavailable.
 
-    The seconds are on the steady clock.
+    Return the seconds that the HTTP answer took, on the steady clock.
     """
     begun = steady()
     answer = unit.http()
@@ -83,7 +84,7 @@ def must_be_away(unit: Unit) -> float:
 
 @contextmanager
 def living(exporter: HandExporter, claimed: ClaimedExport, done: int) -> Iterator[None]:
-    """Report all the while, like a living exporter: the next report follows even if one fails."""
+    """Report progress five times a second while the context is open, also after a report has failed."""
     sequences = iter(range(1000, 100_000))
 
     def report(over: threading.Event) -> None:
@@ -98,7 +99,8 @@ def test_a_new_redis_says_nothing_for_a_lease_and_then_the_truth(unit: Unit) -> 
     assert unit.status() == {"status": "ready"}
     assert unit.programs[0].wait_for_log("store settled")
     unit.programs[0].kill()
-    # A settled store stays settled: a later server needs no waiting time.
+    # The store stays settled (its records are trusted): a server that starts later returns statuses without waiting for
+    # a lease.
     unit.start_server()
     assert unit.get().state == CellExport.STATE_READY
 
@@ -246,7 +248,8 @@ def test_a_zombie_that_redis_still_knows_ends_nothing_while_a_newer_exporter_wri
         unit.wait_until_ready()
         unit.begin("new")
         new = exporter.must_claim()
-        # The part of a newer exporter in the snapshot directory, and the state of Redis from before that exporter.
+        # Put Redis back into its state from before the second claim. The snapshot directory still has the unfinished
+        # snapshot (`.part`) of that claim's exporter.
         directory = unit.snapshots / "demo"
         part = directory / f"new.{new.lease.export_id}.{new.lease.epoch}.part"
         part.write_bytes(b"")
@@ -310,7 +313,8 @@ def test_a_replica_that_lacks_the_last_writes_takes_over_and_nothing_lies(
         assert replicated(store, replica)
         with replica.client() as client:
             client.replicaof("127.0.0.1", "1")
-        # The replica misses these writes: more progress, and a second export that was started and claimed.
+        # The replica is cut off, and misses these writes: more progress of the first export, and the start and claim of
+        # a second.
         exporter.report(first, 2, 60)
         unit.begin("second", cell="other")
         second = exporter.must_claim()
@@ -342,7 +346,7 @@ def replicated(store: RedisServer, replica: RedisServer) -> bool:
 
 
 def promote(store: RedisServer, replica: RedisServer) -> None:
-    """Replace the primary by the replica, at the same address."""
+    """Start Redis again at the primary's address, but with the replica's data."""
     store.kill()
     replica.stop()
     store.directory = replica.directory
@@ -380,7 +384,7 @@ def test_nothing_in_redis_has_a_lifetime_that_its_clock_could_end(
     assert set(lifetimes.values()) == {-1}
 
 
-# Faults that make Redis refuse commands. Each function returns the function that mends the fault.
+# Faults that make Redis refuse commands. Each function below causes one, and returns a function that mends it.
 
 
 def no_replicas(store: RedisServer) -> Callable[[], None]:
@@ -504,7 +508,7 @@ def answered_or_full(exporter: HandExporter, claimed: ClaimedExport) -> bool:
 @pytest.mark.fault("F37")
 def test_a_redis_that_can_not_save_is_unavailable_until_it_takes_writes(unit: Unit, tmp_path: Path) -> None:
     place = tmp_path / "unsaved"
-    # Redis must save every write within a second, to a directory that no longer exists.
+    # This Redis saves its data a second after each write. Its directory is removed below, so every save fails.
     unsaved = RedisServer(place, "--save", "1 1")
     use(unit, unsaved)
     unit.programs[0].kill()

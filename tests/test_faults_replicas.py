@@ -25,7 +25,7 @@ from unit import TOKEN, HandExporter, Program, Unit, answered, eventually, free_
 
 @dataclass
 class Replicas:
-    """A unit with two servers and Redis as the store, or with one server and SQLite."""
+    """A unit with two servers whose store is Redis, or with one server whose store is SQLite."""
 
     unit: Unit
     ports: list[int] = field(default_factory=list)
@@ -33,7 +33,8 @@ class Replicas:
 
     def start(self, port: int) -> None:
         self.servers[port] = self.unit.start_server(CELLEXPORT_GRPC_LISTEN=f"127.0.0.1:{port}")
-        # Channels of one process share their connections: also a failed connect to this address a moment ago.
+        # Call until the server answers: gRPC channels of one process share connections, and after a failed connect to
+        # this port gRPC waits before it tries again.
         eventually(lambda: answered(self.unit.get, "demo", TOKEN, port))
 
 
@@ -80,7 +81,8 @@ def test_a_zombie_changes_nothing_of_the_export_that_follows_it(replicas: Replic
         zombie.signal(signal.SIGSTOP)
         assert unit.wait_until_ready().last_outcome.reason == Outcome.REASON_LEASE_EXPIRED
         unit.start_exporter()
-        # The same name: the zombie would publish to the same file.
+        # The second export has the same name, so the paused exporter, if it went on, would rename its zip to the same
+        # file.
         unit.begin("one")
         assert unit.wait_until_ready(within=60).last_outcome.result == Outcome.RESULT_SUCCEEDED
         snapshot = unit.snapshots / "demo" / "one.zip"
@@ -117,7 +119,8 @@ def test_of_a_hundred_simultaneous_starts_exactly_one_wins(replicas: Replicas) -
         assert unit.cancel().state == CellExport.STATE_READY
 
     with ThreadPoolExecutor(100) as pool:
-        # The first round fills the servers' pools.
+        # Run a round before the oracle counts resources: servers start threads and open connections for it, and keep
+        # them.
         round_of_starts()
         with Oracle(unit, ports=replicas.ports, exporter=False):
             for _ in range(50):
@@ -187,7 +190,7 @@ class Acknowledged:
 
 
 def test_no_read_shows_less_than_the_last_report_acknowledged_before_it_began(replicas: Replicas) -> None:
-    """Three cells with an exporter each, and readers at every server: a model keeps the acknowledged reports."""
+    """Compare each status that the oracle polled at any server with the reports acknowledged before its request."""
     unit = replicas.unit
     cells = ("demo", "two", "three")
     for cell in cells[1:]:
@@ -212,7 +215,7 @@ def test_no_read_shows_less_than_the_last_report_acknowledged_before_it_began(re
 
 
 def report_all(unit: Unit, ports: list[int], seed: int, acknowledged: dict[str, list[Acknowledged]]) -> None:
-    """Claim an export, and report to random servers, some reports late and some twice."""
+    """Claim an export, and send its reports to random servers, some of them late and some twice."""
     chance = random.Random(seed)
     with contextlib.ExitStack() as stack:
         exporters = [HandExporter(stack.enter_context(unit.channel(port))) for port in ports]
@@ -235,7 +238,7 @@ def report_all(unit: Unit, ports: list[int], seed: int, acknowledged: dict[str, 
 @needs("redis-server")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_status_is_false_while_programs_are_killed_and_restarted(unit: Unit, store: RedisServer, seed: int) -> None:
-    """For half a minute, one program after the other is killed: servers, exporters, the gateway, Redis."""
+    """Kill servers, exporters, the gateway and Redis for half a minute, one program after the other in random order."""
     chance = random.Random(seed)
     make_large(unit, 150)
     unit.settings["CELLEXPORT_STORE"] = store.url
@@ -272,7 +275,7 @@ def test_no_status_is_false_while_programs_are_killed_and_restarted(unit: Unit, 
         status = unit.wait_until_ready_or_away(within=60)
 
         assert status.HasField("last_outcome")
-    # Afterwards, an export runs as usual.
+    # After all the kills an export must run as usual.
     unit.begin("after")
 
     assert unit.wait_until_ready(within=60).last_outcome.result == Outcome.RESULT_SUCCEEDED

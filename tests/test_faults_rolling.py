@@ -72,7 +72,8 @@ def test_rolling_restarts_of_servers_and_gateways_fail_no_request(unit: Unit, st
     seconds = time.monotonic() - begun
     outcomes = sum((caller.outcomes for caller in callers), Counter[str]())
     assert {outcome[:3] for outcome in outcomes} == {"200"}
-    # A machine with two processors that also starts a program each second may not manage 200 requests a second.
+    # The callers try to send 200 requests a second. A machine with two processors that also starts a program each
+    # second may not manage that, so half is enough.
     assert outcomes.total() / seconds > 100
     assert max(caller.slowest for caller in callers) < 3
     for follower in followers:

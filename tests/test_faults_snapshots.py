@@ -47,7 +47,7 @@ def room(place: Path) -> int:
 @needs_mount
 @pytest.mark.fault("F68", "F69")
 def test_a_disk_that_is_full_fails_one_export_and_gives_the_room_back(unit: Unit) -> None:
-    """Temporary files are on another disk, so each export that succeeds shows that no snapshot is moved from there."""
+    """Exports succeed on a disk of their own, so no snapshot is renamed from a directory for temporary files."""
     unit.add_cell("large", {"noise": noise(6 * 1024**2)})
     unit.add_cell("other", {"noise": noise(1024**2)})
 
@@ -61,7 +61,8 @@ def test_a_disk_that_is_full_fails_one_export_and_gives_the_room_back(unit: Unit
             assert export(unit, "snap", "large") == "NO_SPACE"
             assert files(unit, "large") == ["snap.error"]
             assert "NO_SPACE" in (unit.snapshots / "large" / "snap.error").read_text()
-            # All space is free again, except for the note, which takes a page of memory.
+            # The failed export has freed all its space, except for its file snap.error, which takes a page of memory on
+            # this disk.
             assert room(place) >= before - 2 * 4096
             assert export(unit, "snap", "other") == "SUCCEEDED"
         snapshots.read(place / "demo" / "older.zip")
@@ -73,7 +74,8 @@ def test_a_disk_that_is_full_fails_one_export_and_gives_the_room_back(unit: Unit
 @pytest.mark.parametrize(
     ("inodes", "left"),
     [
-        # The disk's root and the cell's directory take two inodes. Of part, list and note, none or one fits.
+        # The disk's root and the cell's directory take two inodes. Of the exporter's files (the unfinished snapshot,
+        # the list of its entries, snap.error) none or one fits.
         (2, []),
         (3, ["snap.error"]),
     ],
@@ -118,14 +120,15 @@ def test_a_snapshot_whose_fsync_failed_is_not_published_and_no_fsync_is_tried_ag
 ) -> None:
     unit.start_server()
     log = tmp_path / "fsyncs"
-    # The first fsync is for the part. The second is for the directory, after the part was renamed to the zip.
+    # The exporter's first fsync is for the unfinished snapshot (`.part`). Its second is for the directory, after the
+    # `.part` file was renamed to the zip.
     exporter = unit.start_exporter(*traced("fsync,fdatasync", f"error=EIO:when={when}", log))
 
     with Oracle(unit):
         assert export(unit, "snap") == "SNAPSHOT_UNWRITABLE"
         assert files(unit) == ["snap.error"]
         assert len(log.read_text().splitlines()) == when
-        # The next export writes a new file, and syncs that.
+        # The exporter must not trust a file after a failed fsync: the next export writes and syncs a new file.
         assert export(unit, "snap") == "SUCCEEDED"
         assert files(unit) == ["snap.zip"]
 

@@ -22,13 +22,13 @@ from unit import Program, Unit, eventually, meanwhile, needs, needs_root
 
 CANARY = b"canary-7d1e6f0a"
 LARGE = 256 * 1024**2
-# The number of the data part's entries, which every snapshot has and which are written first.
+# The number of entries under 10_odata/. Every snapshot has them, and the exporter writes them first.
 DATA = len(snapshots.ODATA)
 
 
 @pytest.fixture
 def webdav(unit: Unit) -> Path:
-    """Return the directory of the cell's files."""
+    """Return the directory with the files of the cell `demo`."""
     return unit.directory / "cells" / "demo" / "webdav"
 
 
@@ -43,7 +43,10 @@ def canary(tmp_path: Path) -> Path:
 
 
 def entries(unit: Unit, name: str = "snap", cell: str = "demo") -> dict[str, str]:
-    """Return the hash of each of the cell's files, or the reason why it was skipped. No file may hold the canary."""
+    """Return the hash of each of the cell's files in a snapshot, or the reason why the file was skipped, by name.
+
+    Assert that no entry of the snapshot contains the canary, the bytes of the files outside the cell.
+    """
     path = unit.snapshots / cell / f"{name}.zip"
     _, lines = snapshots.read(path)
     with zipfile.ZipFile(path) as snapshot:
@@ -60,7 +63,7 @@ def succeeded(status: CellExport) -> bool:
 
 @contextmanager
 def halted_in_the_first_file(unit: Unit, exporter: Program) -> Iterator[None]:
-    """Start an export, and pause its exporter while it writes the first file, after it has counted all files."""
+    """Start an export, and pause its exporter during the context: it has counted all files, and writes the first."""
     unit.begin("snap")
     eventually(lambda: unit.get().exportation.bytes_done > 0)
     exporter.signal(signal.SIGSTOP)
@@ -70,7 +73,7 @@ def halted_in_the_first_file(unit: Unit, exporter: Program) -> Iterator[None]:
 
 
 def add_first_file(webdav: Path) -> None:
-    """Add a file that is exported first and takes a while."""
+    """Add a file that the exporter writes first, because of its name, and that takes a while."""
     with (webdav / "0-large").open("wb") as large:
         large.truncate(LARGE)
 
@@ -128,7 +131,8 @@ def test_a_change_between_stat_and_open_is_listed_with_its_result(
     unit: Unit, webdav: Path, canary: Path, become: Callable[[Path, Path], object], listed: str
 ) -> None:
     unit.start_server()
-    # The exporter calls stat on each file and then opens it; this delays the open by a second.
+    # The exporter calls stat on each file and then opens it. strace delays the open by a second, in which the test
+    # changes the file.
     unit.start_exporter(*traced("openat", "delay_enter=1000000", paths=[webdav]))
 
     with Oracle(unit):
@@ -141,7 +145,7 @@ def test_a_change_between_stat_and_open_is_listed_with_its_result(
 
 
 def replace(path: Path, make: Callable[[Path], object]) -> None:
-    """Replace a file by another kind of file, atomically."""
+    """Replace a file atomically by what `make` creates, for example a pipe."""
     fresh = path.parent.parent / "fresh"
     make(fresh)
     fresh.replace(path)
@@ -165,13 +169,13 @@ def test_a_directory_that_is_swapped_for_a_link_all_the_time_is_never_left(
             assert succeeded(unit.wait_until_ready())
             outcomes.add(entries(unit, f"round-{number}").get("swapped", "walked"))
 
-    # Both outcomes must have happened, or the swaps missed the exports.
+    # Some exports must have met the link and some the directory, or the swaps missed the exports.
     assert outcomes >= {"symlink", "walked"}
 
 
 @contextmanager
 def swapping(place: Path, other: Path, aside: Path) -> Iterator[None]:
-    """Swap a directory for a link to another directory and back, over and over."""
+    """Swap the directory `place` for a link to `other` and back, over and over, while the context is open."""
     chance = random.Random(59)
     link = aside.with_name("link")
 
@@ -289,7 +293,10 @@ def test_files_of_any_name_unpack_to_their_own_places_below_one_directory(
 
 
 def unpacked(jail: Path, unpack: Callable[[Path], object]) -> list[Path]:
-    """Unpack deep inside the directory `jail`, and return the cell's files. No file may be outside of the target."""
+    """Unpack a snapshot deep inside the directory `jail`, and return the unpacked files of the cell.
+
+    Assert that nothing was written to `jail` outside of the target directory.
+    """
     below = jail / "a" / "b" / "c"
     below.mkdir(parents=True)
     unpack(below)
@@ -343,7 +350,7 @@ def test_endless_files_do_not_hold_an_export_up(unit: Unit, webdav: Path) -> Non
 
 @contextmanager
 def growing(path: Path) -> Iterator[None]:
-    """Append to a file without end."""
+    """Append to a file while the context is open."""
     with path.open("wb", buffering=0) as file:
 
         def write(over: threading.Event) -> None:
@@ -422,7 +429,7 @@ def test_a_million_files_are_exported_in_little_memory_and_delay_no_status(tmp_p
         took = time.monotonic() - begun
         status = unit.get()
         assert succeeded(status)
-        # On a machine that is busy with other work, answers take longer in proportion to the load.
+        # Answers take longer in proportion to the load of the machine, so multiply the limit by that load.
         crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
         assert sorted(times)[int(len(times) * 0.99)] < 0.1 * crowd
         assert exporter.peak_memory() < 600 * 1024**2
@@ -432,7 +439,7 @@ def test_a_million_files_are_exported_in_little_memory_and_delay_no_status(tmp_p
 
 
 def add_tiny_files(webdav: Path, number: int) -> None:
-    """Add `number` files, 1000 in each directory. Only each tenth has content: empty files take no page of memory."""
+    """Add `number` files, 1000 in each directory. Nine of ten are empty, and so take no page of memory on the disk."""
     for directory in range(number // 1000):
         path = webdav / str(directory)
         path.mkdir()

@@ -22,14 +22,14 @@ from injection import disk, failing, fill, needs_mount, remount, warm
 from oracle import Oracle, unchanged
 from unit import HandExporter, Program, Unit, answered, eventually, meanwhile, needs
 
-# A program that reads a database and closes it.
+# A program that opens the server's database, reads from it and closes it.
 READ = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1])
 assert connection.execute("SELECT count(*) FROM export").fetchone() == (1,)
 connection.close()
 """
-# The answer to a status request while the store is unavailable.
+# The HTTP status and the code of the answer to a status request while the store is unavailable.
 UNKNOWN = (503, "PR503-SV-0003")
 
 
@@ -54,7 +54,7 @@ def locked(database: Path) -> Iterator[None]:
 
 
 def first_status(unit: Unit) -> CellExport:
-    """Return the status, as soon as the server answers."""
+    """Wait until the server answers, and return the cell's status."""
     eventually(lambda: answered(unit.get))
     return unit.get()
 
@@ -106,7 +106,8 @@ def test_reports_to_a_locked_database_are_refused_soon_and_delay_no_other_call(u
                 begun = steady()
                 assert refusal(exporter, claimed, sequence, 50) == ("UNAVAILABLE", "STORE_UNAVAILABLE", UNKNOWN[1])
                 assert steady() - begun < 1.5
-        # Each report waits half a second for the lock. If the event loop waited too, it would show here.
+        # Each refused report waits half a second for the database's lock. If the server's event loop waited too, status
+        # requests would take as long.
         assert statistics.median(waited) < 0.2
         exporter.report(claimed, 6, 50)
         exporter.finish(claimed, Outcome.RESULT_FAILED, Outcome.REASON_INTERNAL)
@@ -114,7 +115,7 @@ def test_reports_to_a_locked_database_are_refused_soon_and_delay_no_other_call(u
 
 @contextmanager
 def waiting_times(unit: Unit) -> Iterator[list[float]]:
-    """Poll the status, and yield the seconds that each answer took."""
+    """Poll the status over gRPC while the context is open, and yield the list of seconds that the answers took."""
     times: list[float] = []
 
     def ask(over: threading.Event) -> None:
@@ -155,7 +156,8 @@ def test_a_full_disk_refuses_reports_whole_and_works_again_once_there_is_room(un
         sequence = 1
 
         with unchanged(unit):
-            # Longer than the lease: a store that can't store reports must not end an export for missing reports.
+            # Send refused reports for longer than the lease. A server that can't store reports must not end the export
+            # because reports are missing.
             while time.monotonic() - full < unit.lease_seconds + 1:
                 sequence += 1
                 answer = refusal(exporter, claimed, sequence, 50)
@@ -217,7 +219,7 @@ def database_files(unit: Unit) -> list[Path]:
 
 
 def honest(unit: Unit) -> bool:
-    """Return whether the status is available. Its progress must be the acknowledged 10 %."""
+    """Return whether the server returns the status. If it does, the progress must be the acknowledged 10 %."""
     answer = unit.http()
     if answer.status != 200:
         assert (answer.status, answer.code) == UNKNOWN
@@ -249,7 +251,8 @@ def test_a_report_that_a_failing_disk_did_not_store_is_never_shown(unit: Unit, c
         with unchanged(unit), failing(server, calls, error, *database_files(unit)) as failed:
             begun = time.monotonic()
             sequence = 1
-            # Longer than the lease: the exporter reports all the while.
+            # Report for longer than the lease. The reports are not stored, but they show that the exporter lives, so
+            # its export goes on.
             while time.monotonic() - begun < unit.lease_seconds + 1:
                 sequence += 1
                 assert not answered(exporter.report, claimed, sequence, 50)
@@ -291,7 +294,8 @@ def test_a_program_that_only_reads_the_database_loses_no_writes(unit: Unit) -> N
     with unit.channel() as channel:
         exporter = HandExporter(channel)
         claimed = exporter.must_claim()
-        # Long enough for several checks of the store, which happen three times a lease.
+        # Report for nearly two seconds, in which the server checks its store several times (at least three times a
+        # lease).
         for sequence in range(1, 10):
             exporter.report(claimed, sequence, sequence)
             threading.Event().wait(0.2)

@@ -25,13 +25,13 @@ ALLOWED = {
     "x-personium-requestkey",
     "traceparent",
 }
-# The metadata that gRPC itself adds.
+# The metadata that gRPC adds to every call. The gateway has not forwarded it.
 OF_GRPC = {"user-agent"}
 
 
 @dataclass
 class Seen:
-    """A client of the gateway, and the metadata of each call that arrived at the server."""
+    """An HTTP client of the gateway, and the metadata of each gRPC call that then arrived at the recording server."""
 
     client: Client
     calls: list[tuple[tuple[str, str], ...]] = field(default_factory=list)

@@ -24,7 +24,7 @@ def channel(shared_unit: Unit) -> Iterator[grpc.Channel]:
 
 
 def outcome(channel: grpc.Channel, message: bytes = DEMO, *metadata: tuple[str, str | bytes], method: str = GET) -> str:
-    """Return the gRPC status of a call, or `OK`. Details longer than 200 characters are `TALKATIVE`."""
+    """Return the gRPC status of a call (or `OK`); `TALKATIVE` if its error's message exceeds 200 characters."""
     call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
     try:
         answer = call(message, metadata=metadata, timeout=60)
@@ -133,7 +133,7 @@ def test_bytes_that_no_client_library_sends_are_in_no_log(unit: Unit, name: byte
         connection.settimeout(2)
         answer = b""
         try:
-            # Any answer is fine. It ends with the stream.
+            # Any answer is fine. Read it up to its gRPC status, or until the server closes the connection.
             while b"grpc-status" not in answer and (more := connection.recv(65536)):
                 answer += more
         except TimeoutError:

@@ -141,7 +141,7 @@ def test_health_reports_a_paused_redis_and_ignores_a_store_in_doubt(
             assert next(call).status == NOT_SERVING
             assert steady() - paused < 2
             eventually(lambda: not ready(unit), within=2)
-            # Requests still get the reason.
+            # Requests to the unready gateway still get the reason: the store is unavailable.
             assert unit.http().code == "PR503-SV-0003"
         back = steady()
         assert next(call).status == SERVING
@@ -159,7 +159,8 @@ def test_a_watcher_that_reads_nothing_delays_no_other_client(unit: Unit, channel
         headers = ((":method", "POST"), (":scheme", "http"), (":path", "/grpc.health.v1.Health/Watch"))
         more = ((":authority", "x"), ("content-type", "application/grpc"), ("te", "trailers"))
         silent.sendall(frame(1, 4, 1, b"".join(map(literal, headers + more))) + frame(0, 1, 1, bytes(5)))
-        # The headers of the answer are here, so the watch is open. Its first message can't be sent.
+        # The headers of the answer have arrived, so the server has opened the watch. The server can't send the first
+        # message, because the client's window is 0 bytes.
         eventually(lambda: b"application/grpc" in silent.recv(65536))
         server.signal(signal.SIGTERM)
         eventually(lambda: check(channel) == NOT_SERVING, within=1)
@@ -255,9 +256,9 @@ def test_a_server_that_shuts_down_drains_first_and_refuses_calls_then(unit: Unit
     server.signal(signal.SIGTERM)
     assert next(health).status == NOT_SERVING
     assert steady() - begun_steady < 0.5
-    # A client that hasn't noticed the shutdown is still served.
+    # The gateway may not have noticed the shutdown yet. The draining server still serves its calls.
     assert unit.http().status == 200
-    # The gateway notices while the server still drains.
+    # The gateway must become unready while the server still drains, for 1.5 seconds.
     eventually(lambda: not ready(unit), within=1.4)
 
     for call in (health, unknown):
@@ -316,7 +317,7 @@ def test_a_second_signal_ends_a_server_at_once(unit: Unit) -> None:
 
 
 def test_a_server_that_is_terminated_while_it_starts_ends_cleanly(unit: Unit) -> None:
-    # An unavailable store makes the start long.
+    # No Redis answers at this address, so the starting server keeps waiting for it.
     server = unit.start("server", CELLEXPORT_STORE="redis://127.0.0.1:1/0")
     server.wait_for_log("Redis unavailable at start")
     server.signal(signal.SIGTERM)
@@ -332,7 +333,7 @@ def ending_in_the_middle_of_a_request(unit: Unit) -> Iterator[tuple[Program, Pro
     with ThreadPoolExecutor(1) as pool:
         server.signal(signal.SIGSTOP)
         begun = pool.submit(unit.http)
-        # Long enough for the request to arrive.
+        # Give the request time to reach the gateway before the gateway is asked to shut down.
         threading.Event().wait(0.3)
         gateway.signal(signal.SIGTERM)
         eventually(lambda: not accepts(unit.http_port), within=1)
@@ -353,7 +354,7 @@ def test_a_second_signal_ends_a_gateway_at_once(unit: Unit) -> None:
         signalled = steady()
         gateway.signal(signal.SIGTERM)
         assert gateway.process.wait(60) == -signal.SIGTERM
-        # The gateway's worker has ended, too.
+        # The gateway's worker process must end too. It drops the open request.
         assert isinstance(begun.exception(1), OSError)
         assert steady() - signalled < 1
 
@@ -389,7 +390,8 @@ def test_a_gateway_is_alive_whatever_the_server_does_and_ready_when_it_serves(un
     server.signal(signal.SIGSTOP)
 
     with ThreadPoolExecutor(40) as pool:
-        # More requests than the gateway has threads; one of them waits for the server.
+        # Send more readiness requests than the gateway has threads. One waits for the paused server; none may hold up
+        # /livez.
         flood = [pool.submit(ready, unit) for _ in range(40)]
         begun = steady()
         assert unit.http(path="/livez", token=None).status == 200

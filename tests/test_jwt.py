@@ -52,7 +52,7 @@ def at(seconds: int) -> int:
 
 
 def padded(issuer: Issuer, size: int) -> str:
-    """Return a valid token that makes the `Authorization` value at most `size` characters long."""
+    """Return the longest valid token whose value of `Authorization` has at most `size` characters."""
     for filler in range(size, 0, -1):
         token = issuer.token(padding="x" * filler)
         if len(f"Bearer {token}") <= size:
@@ -66,7 +66,7 @@ def unsigned(issuer: Issuer, algorithm: str, signature: bytes = b"") -> str:
 
 
 def confused(issuer: Issuer) -> str:
-    """Return a token that is signed with the public key as an HMAC secret."""
+    """Return a token signed with HMAC, whose secret is the text of the issuer's public key, which anybody can have."""
     pem = (
         issuer.keys["one"]
         .public_key()
@@ -77,7 +77,7 @@ def confused(issuer: Issuer) -> str:
 
 
 def by_itself(issuer: Issuer) -> str:
-    """Return a token that is signed with a key from its own header."""
+    """Return a token that is signed with a foreign key, and that offers this key in its own header."""
     own = Issuer(Path("/nowhere"), keys={"mine": rsa.generate_private_key(public_exponent=65537, key_size=2048)})
     jwk = own.jwk("mine")
     header = {"kid": None, "jwk": jwk, "jku": "http://127.0.0.1:1/", "x5u": "http://127.0.0.1:1/", "x5c": ["x"]}
@@ -100,7 +100,7 @@ def text(claims: str) -> Callable[[Issuer], str]:
 
 
 def claimed(issuer: Issuer, more: str) -> str:
-    """Return valid claims as JSON, with more members at the end."""
+    """Return valid claims as a JSON text, with the text `more` in front of the closing brace."""
     return json.dumps(issuer.claims())[:-1] + more + "}"
 
 
@@ -274,7 +274,7 @@ def test_any_claims_and_header_get_a_verdict(
 
 
 def cost(judge: Judge, token: str) -> float:
-    """Return the processor time that a token's refusal takes, in seconds."""
+    """Return the processor time that the judge takes to refuse a token, in seconds."""
     started = time.thread_time()
     code(judge, token)
     return time.thread_time() - started
@@ -284,7 +284,8 @@ def test_a_refusal_takes_at_most_50_ms_of_processor_time(issuer: Issuer) -> None
     for make, expected in TABLE.values():
         token = make(issuer)
         if expected != "200":
-            # The least of three: the interpreter may collect garbage during one of them. No judge has seen the token.
+            # Take the least of three times, because the interpreter may collect garbage during one of them. Each judge
+            # is new, so no verdict is cached.
             assert min(cost(build(issuer), token) for _ in range(3)) < 0.05
 
 
@@ -316,18 +317,19 @@ def test_keys_are_exchanged_while_the_server_runs(tmp_path: Path) -> None:
 
         eventually(lambda: accepted(unit, new))
         assert verdict(unit, old) == verdict(unit, new) == "200"
-        # Without the old key, its tokens are no longer accepted.
+        # Once the old key is removed from the key file, the server refuses tokens that were signed with it.
         del issuer.keys["old"]
         issuer.write()
         eventually(lambda: not accepted(unit, old))
         assert verdict(unit, old) == INVALID
         assert verdict(unit, new) == "200"
-        # A set without keys is valid: it removes all keys.
+        # A key file with an empty list of keys is valid: the server then has no keys of the issuer, and refuses its
+        # tokens.
         issuer.jwks.write_text('{"keys": []}')
         eventually(lambda: not accepted(unit, new))
         issuer.write()
         eventually(lambda: accepted(unit, new))
-        # An invalid file changes nothing, and is logged once.
+        # With an invalid key file the server keeps its keys, and logs that once.
         issuer.jwks.write_text('{"keys": [')
         issuer.jwks.write_text('{"keys": [')
         eventually(lambda: accepted(unit, new) and kept(server) == 1)
@@ -438,7 +440,7 @@ def test_the_error_of_an_invalid_set_of_keys_shows_no_hmac_key(unit: Unit, tmp_p
 
 
 def test_each_part_has_only_one_valid_encoding(issuer: Issuer) -> None:
-    """The last bits of a base64 text may be unused. A token with other unused bits is refused."""
+    """A base64 text may end in unused bits. A token is refused if these bits are not the usual zeros."""
     token, judge = issuer.token(), build(issuer)
     start, last = token[:-1], token[-1]
     others = [letter for letter in ascii_letters + digits + "-_" if letter != last]

@@ -93,7 +93,7 @@ def test_an_unstarted_claim_can_be_given_back(unit: Unit, exporter: HandExporter
     with unchanged(unit):
         exporter.give_back("0123456789abcdef")
 
-    # Giving back again takes no export either.
+    # To give the same claim back once more must not take the other cell's export either.
     unit.add_cell("other")
     unit.begin(cell="other")
     exporter.give_back("0123456789abcdef")
@@ -134,7 +134,7 @@ def test_an_exporter_that_ends_just_as_it_is_given_an_export_keeps_it_from_nobod
         bundled = unit.start_exporter()
         eventually(lambda: exporter.claim(wait=0) is None)
         unit.begin()
-        time.sleep(moment / 4000)  # each pass tries another moment
+        time.sleep(moment / 4000)  # each round tries another moment
         assert bundled.terminate() == 0
         if unit.get().state == CellExport.STATE_EXPORTING:
             claimed = exporter.claim(wait=0)
@@ -336,7 +336,8 @@ def test_acknowledged_progress_survives_a_killed_server_and_the_lease_begins_aga
     before = unit.get()
     unit.programs[0].kill()
     unit.start_server()
-    # Channels of one process share connections: this one may still be in the backoff of a failed connection.
+    # Call until the server answers: gRPC channels of one process share connections, and after a failed connect gRPC
+    # waits before it tries again.
     eventually(lambda: answered(unit.get))
     assert unit.get() == before
 
@@ -347,7 +348,7 @@ def test_acknowledged_progress_survives_a_killed_server_and_the_lease_begins_aga
 def odd_compression(path: Path) -> None:
     deep_manifest(path)
     content = bytearray(path.read_bytes())
-    # An unknown compression method, in the entry's record in the directory at the end.
+    # Set the unknown compression method 99 in the entry's record, in the directory at the zip's end.
     content[content.index(b"PK\x01\x02") + 10] = 99
     path.write_bytes(content)
 

@@ -66,7 +66,8 @@ def unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
         yield unit
 
 
-# Tokens and a cookie that the library of a real unit made, and the time at which it issued them.
+# Tokens and a cookie that the library of a real unit made, and the time at which it issued them, in milliseconds since
+# 1970.
 VECTOR_TIME = 1486976400000
 AR = "AR~mwPbTOh8--T-qM9pj9zT3ASv6uGwLtoAJ6Rmktng044rUnrVeLUFm8Zba4CilfzRoJCJzjIySGHkiQlKIEeJ4w"
 AR_WITHOUT_SCOPE = "AR~mwPbTOh8--T-qM9pj9zT3Ami10sNsU8uJbt-avoOzhcDZr4afT-wIEAOefTIl8hTEhui4xDhpArCSaaTyiuhjA"
@@ -347,7 +348,7 @@ def test_a_cookie_and_a_token_come_through_x_override_too(unit: Unit) -> None:
     assert unit.raw(request(target, "Cookie: p_cookie=x", f"X-Override: Cookie: p_cookie={good()}")).status == 200
     assert unit.raw(request(target, f"Cookie: p_cookie={good()}", "X-Override: Cookie: p_cookie=x")).code == COOKIE
     assert unit.raw(request("GET /demo/__export", f"X-Override: Authorization: Bearer {resident()}")).status == 200
-    # An empty Authorization header counts as a header.
+    # An `Authorization` header counts even if it is empty, so the gateway ignores the cookie.
     assert unit.raw(request(target, f"Cookie: p_cookie={good()}", "X-Override: Authorization:")).code == "PR401-AU-0003"
 
 
@@ -356,7 +357,8 @@ def test_the_access_file_is_read_for_every_request(unit: Unit) -> None:
     try:
         for _ in range(3):
             assert verdict(unit, token) == "200"
-            # The file keeps its inode, its size, and nearly its time: metadata may not show the change.
+            # The rewritten access file keeps its inode, its size, and nearly its time of modification. The server must
+            # notice the change although these don't show it.
             file.write_text(ACCESS_FILE.replace('admin = ["root"]', 'admin = ["read"]'))
             assert verdict(unit, token) == LACKING
             file.write_text(ACCESS_FILE.replace('admin = ["admin"]', 'nimda = ["admin"]'))
@@ -412,7 +414,7 @@ def code(judge: Judge, **credentials: object) -> str:
 
 
 def changed(text: str, data: st.DataObject) -> str:
-    """Return the text with a bit, a character, a piece or its length changed."""
+    """Return the text with one random change: a bit flipped, a piece cut out or inserted, or two characters swapped."""
     at = data.draw(st.integers(0, len(text) - 1))
     how = data.draw(st.sampled_from(["bit", "cut", "insert", "swap"]))
     if how == "bit":
@@ -431,7 +433,7 @@ def changed(text: str, data: st.DataObject) -> str:
 def test_a_token_that_was_changed_anywhere_is_refused_in_one_way(judge: Judge, data: st.DataObject) -> None:
     token = data.draw(st.sampled_from([resident(), visitor(ADMIN), older("AA~"), local("AP~", fields("7"))]))
     mutant = changed(token, data)
-    # If the change made the prefix that of a refresh token, the refusal may say that it is a refresh token.
+    # If the change has made the prefix of the token that of a refresh token, the refusal may name a refresh token.
     expected = {INVALID, REFRESH} if mutant[:3] in ("RR~", "RV~", "RA~", "RT~") else {INVALID}
     if mutant != token:
         assert code(judge, authorization=f"Bearer {mutant}") in expected
@@ -465,7 +467,10 @@ def test_garbage_is_refused_in_one_way(judge: Judge, text: str, prefix: str) -> 
 def test_no_response_reveals_whether_padding_was_right(
     judge: Judge, garbage: bytes, prefix: str, padding: bytes
 ) -> None:
-    """Append a block with right or wrong padding to a token: different refusals would allow anybody to forge tokens."""
+    """Refuse a token or cookie alike, whether the padding of its last block is right or wrong.
+
+    Different refusals would allow anybody to forge tokens (a padding oracle).
+    """
     ending = decoded(encrypt(b"", garbage, padding=padding.ljust(16, b"x")))
     values = "\t".join(fields("1", "x" * 40)).encode()
     token = decoded(encrypt(values.ljust(len(values) // 16 * 16 + 16, b"x"), today(CELL_URL), padding=b""))

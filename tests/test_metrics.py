@@ -40,12 +40,12 @@ def samples(text: str) -> Samples:
 
 
 def value(found: Samples, name: str, **labels: str) -> float:
-    """Return the sum of the samples with this name and these labels."""
+    """Return the sum of a metric's samples that have these labels."""
     return sum(v for n, have, v in found if n == name and labels.items() <= have.items())
 
 
 def handled(found: Samples, method: str) -> dict[str, float]:
-    """Return the number of ended calls of a method, by status."""
+    """Return the number of ended calls of a gRPC method, by gRPC status."""
     name = "grpc_server_handled_total"
     return {have["grpc_code"]: v for n, have, v in found if n == name and have["grpc_method"] == method}
 
@@ -132,7 +132,7 @@ def test_calls_requests_and_exports_are_counted_as_they_end(unit: Unit, server_p
 
     for word in ("canary", "demo", "one"):
         assert not re.search(rf'"[^"]*{word}[^"]*"', text + web)
-    # Callers that disconnect cause no warning.
+    # Callers that disconnected must cause no warning in the server's log.
     assert {line["level"] for line in server.lines()} == {"info"}
 
 
@@ -143,7 +143,7 @@ def test_a_watch_is_one_call_for_all_of_its_time(unit: Unit, server_port: int) -
         watch = stub.WatchCellExport(WatchCellExportRequest(cell="demo"), metadata=client.bearer(TOKEN))
         next(iter(watch))
 
-        # A message is counted once it has been written; its reader may be faster.
+        # The server counts a message after writing it, so the client may have read the message before it is counted.
         eventually(lambda: value(samples(scrape(server_port)), "grpc_server_msg_sent_total"))
         found = samples(scrape(server_port))
         assert value(found, "cellexport_watches") == 1
@@ -155,7 +155,7 @@ def test_a_watch_is_one_call_for_all_of_its_time(unit: Unit, server_port: int) -
         with pytest.raises(grpc.RpcError):
             next(iter(refused))
 
-    # A call is counted once its task is done; its caller may be faster.
+    # The server counts a call once the call's task is done, so the client may have seen the end before it is counted.
     ended = {"CANCELLED": 1, "UNAUTHENTICATED": 1}
     eventually(lambda: handled(samples(scrape(server_port)), "WatchCellExport") == ended)
     assert value(samples(scrape(server_port)), "cellexport_watches") == 0
@@ -169,7 +169,7 @@ def test_every_metric_is_in_the_docs_and_the_other_way_round(unit: Unit, server_
     table = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
     documented = {(name, program, kind) for name, programs, kind in table for program in programs.split(", ")}
     shown = {
-        # The parser omits the suffix of a counter's name.
+        # The parser of the metrics omits the suffix `_total` of a counter's name.
         (family.name + ("_total" if family.type == "counter" else ""), program, family.type)
         for program, port in (("server", server_port), ("gateway", gateway_port))
         for family in text_string_to_metric_families(scrape(port))
@@ -228,11 +228,12 @@ def started_at(port: int) -> float | None:
         return None
 
 
-# Streams, in each style of implementation. The contract doesn't have all of these styles yet.
+# Metrics of streaming methods, in each style in which gRPC lets servers implement them. The contract's own methods
+# don't use all of these styles yet.
 
 
 class Streams:
-    """Methods that send messages, and then end as the request says."""
+    """Streaming methods of a test server that send messages, and then end as the request says."""
 
     def __init__(self) -> None:
         self.sent = asyncio.Event()

@@ -9,7 +9,7 @@ from cellexport.v1.cell_export_pb2 import Outcome
 from oracle import Oracle
 from unit import HandExporter, Program, Unit, eventually, needs
 
-# The schema of version 1, with some records.
+# The SQLite schema of version 1, with a queued export of one cell and an ended export of another.
 VERSION_1 = """
 CREATE TABLE cell (
     cell TEXT PRIMARY KEY, revision INTEGER NOT NULL, updated_at INTEGER NOT NULL, epoch INTEGER NOT NULL
@@ -58,7 +58,7 @@ def test_the_first_version_is_brought_forward_with_all_that_it_holds(unit: Unit)
 
     assert version(path) == 2
 
-    # The export was accepted in 2017, so it has waited for longer than the queue allows.
+    # The queued export was accepted in 2017, so it has waited for longer than the queue allows, and the server ends it.
     ended = unit.wait_until_ready().last_outcome
     assert (ended.name, ended.reason) == ("waiting", Outcome.REASON_QUEUE_TIMEOUT)
     assert unit.get("idle").revision == 9

@@ -14,7 +14,7 @@ from server.exporter.names import entry_name, is_safe
 component = st.binary(min_size=1, max_size=40).filter(
     lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..")
 )
-# Names that are most likely to go wrong. They would be rare among random names.
+# File names whose conversion is most likely to go wrong. They would be rare among random names.
 tricky = st.lists(
     st.sampled_from([b"%", b"%4", b"%41", b"A", b"\\", b"..", b".", b" ", b":", b"\xff", b"\n", b"c:", b"\xc3\xa9"]),
     min_size=1,

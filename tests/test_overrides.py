@@ -1,4 +1,4 @@
-"""X-Override: the table of its rules, and the split of pairs that a WSGI server has joined."""
+"""X-Override: the headers that it replaces, its limits, and several lines that a WSGI server has joined into one."""
 
 import pytest
 from hypothesis import given
@@ -29,14 +29,14 @@ NONE, SCHEME, TOKEN_BAD, LACKING, HEADER = (
         ([GOOD, BAD, f"X-Override: {GOOD}"], READY),
         ([GOOD, f"X-Override: {BAD}"], TOKEN_BAD),
         ([GOOD, "X-Override: Authorization:"], SCHEME),
-        # Several lines, and several pairs in one line.
+        # Several X-Override lines, and several pairs in one line. The last pair for a header wins.
         (["X-Override: Accept: a/b", f"X-Override: {GOOD}"], READY),
         ([f"X-Override: Accept: a/b, {GOOD}"], READY),
         ([f"X-Override: {BAD}", f"X-Override: {GOOD}"], READY),
         ([f"X-Override: {GOOD}", f"X-Override: {BAD}"], TOKEN_BAD),
         ([f"X-Override: Accept: a/b,c/d;q=0.5,{GOOD}"], READY),
         ([GOOD, "X-Override: Authorization: Bearer a,Bearer b"], TOKEN_BAD),
-        # Ignored pairs.
+        # Pairs that are ignored, because they lack a colon or a name, or name X-Override itself.
         ([GOOD, "X-Override:"], READY),
         ([GOOD, "X-Override: :"], READY),
         ([GOOD, "X-Override: :v"], READY),
@@ -59,13 +59,14 @@ NONE, SCHEME, TOKEN_BAD, LACKING, HEADER = (
         # Other headers that X-Override may set.
         ([GOOD, "X-Override: X-Personium-Unit-User: https://unit1.example/a/#b"], LACKING),
         ([GOOD, "X-Personium-Unit-User: x", "X-Override: X-Personium-Unit-User:"], READY),
-        # At the limits and above them. Ignored pairs count too.
+        # At the limits (16 pairs, 8,192 bytes) and above them. Ignored pairs count too.
         ([GOOD, "X-Override: " + ",".join(["Accept: a"] * 16)], READY),
         ([GOOD, "X-Override: " + ",".join(["Accept: a"] * 17)], HEADER),
         ([GOOD, *["X-Override: b: c"] * 17], HEADER),
         ([GOOD, "X-Override: Accept: " + "a" * (8192 - 8)], READY),
         ([GOOD, "X-Override: Accept: " + "a" * (8192 - 7)], HEADER),
-        # Granian converts underscores to dashes; the header has no more effect than the one with dashes.
+        # The HTTP server Granian converts underscores in a header's name to dashes. This header can do no more than
+        # X-Override.
         ([f"X_Override: {GOOD}"], READY),
     ],
 )
@@ -92,7 +93,7 @@ def test_it_can_be_turned_off(unit: Unit) -> None:
 
 
 names = st.from_regex(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,20}", fullmatch=True)
-# A comma in a value survives unless the text after it has the form of another pair.
+# Values have no colons here, because a comma in a value survives unless the text after it looks like another pair.
 values = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=":"), max_size=40)
 joints = st.sampled_from([",", ", ", " ,\t"])
 

@@ -83,7 +83,8 @@ def test_a_subscriber_sees_the_last_change_although_messages_were_lost(server: R
                     await asyncio.wait_for(changed.wait(), 60)
                 assert steady() - written < 2
                 changed.clear()
-                # Even now a notification must follow, for subscribers that read just before the last change.
+                # The reader already has the last change. Another notification must follow all the same, for subscribers
+                # that read just before that change.
                 await asyncio.wait_for(changed.wait(), 60)
                 assert steady() - written < 2
 
@@ -295,7 +296,8 @@ def test_over_tls_only_a_redis_that_proves_who_it_is_is_spoken_to(unit: Unit, tm
         unit.begin("encrypted")
         program.kill()
 
-        # The server refuses a Redis whose certificate has another name, or is from an unknown authority.
+        # The server must refuse a Redis whose certificate has another name (not 127.0.0.1), or is from an unknown
+        # authority.
         for stranger in (url.replace("localhost", "127.0.0.1"), url.partition("?")[0]):
             refused = unit.start_server(CELLEXPORT_STORE=stranger)
             refused.wait_for_log("Redis unavailable at start")
@@ -332,7 +334,8 @@ def test_sentinels_lead_to_the_replica_that_follows(unit: Unit, tmp_path: Path) 
         with primary.client() as client:
             assert client.wait(1, 5000) == 1
 
-        # Sentinel asks the primary for its replicas every ten seconds.
+        # Sentinel asks the primary for its replicas only every ten seconds. It must know the replica before the primary
+        # dies.
         eventually(lambda: b"num-slaves=1" in sentinel_state(port), within=20)
         before = unit.get()
 

@@ -8,7 +8,7 @@ MARK = re.compile(r"mark\.fault\(([^)]*)\)")
 
 
 def marked() -> dict[str, set[str]]:
-    """Return the files that test each fault, by fault."""
+    """Return the names of the test files that are marked with each fault, by fault."""
     found: dict[str, set[str]] = {}
     for path in (ROOT / "tests").glob("test_*.py"):
         for names in MARK.findall(path.read_text()):
@@ -18,7 +18,7 @@ def marked() -> dict[str, set[str]]:
 
 
 def documented() -> dict[str, set[str]]:
-    """Return the files that the table names for each fault, by fault."""
+    """Return the names of the test files in docs/reliability.md for each fault, by fault."""
     rows = re.findall(r"^\| (F\d+) \|.*$", (ROOT / "docs" / "reliability.md").read_text(), re.MULTILINE)
     text = (ROOT / "docs" / "reliability.md").read_text()
     lines = {name: re.search(rf"^\| {name} \|.*$", text, re.MULTILINE) for name in rows}

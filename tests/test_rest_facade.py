@@ -21,7 +21,8 @@ def code(answer: Answer) -> str:
 @pytest.mark.parametrize(
     ("line", "headers", "body", "expected"),
     [
-        # Each row has the faults of all rows below it. Its own fault comes first in the order.
+        # Each request has its own fault and the faults of the requests below it. The answer must name its own fault,
+        # because the gateway checks that first.
         ("OPTIONS /nothing", [BAD_KEY, TOO_MUCH], b"", "PR400-EV-0002"),
         ("OPTIONS /nothing", [TOO_MUCH], b"", "PR400-OD-0041"),
         ("OPTIONS /nothing", ["X-HTTP-Method-Override: PUT"], b"", "200"),
@@ -301,7 +302,7 @@ def test_odd_credentials_are_judged_the_same_every_time(shared_unit: Unit, autho
     line = f"Authorization: {authorization}"
     for _ in range(5):
         assert shared_unit.raw(request("GET /demo/__export", line)).code == expected
-    # Credentials in X-Override get the same verdict.
+    # The same credentials in X-Override must get the same verdict.
     override = f"X-Override: Authorization: {authorization}"
     if len(override) < 8192:
         assert shared_unit.raw(request("GET /demo/__export", override)).code == expected
@@ -413,7 +414,7 @@ def test_framing_that_is_in_doubt_gets_one_answer_and_starts_nothing(
             while more := connection.recv(65536):
                 answers += more
         except OSError:
-            # The server may also close the connection instead of answering.
+            # The gateway's HTTP server may also reset the connection instead of answering.
             answers = b""
 
     statuses = re.findall(rb"HTTP/1\.1 (\d{3})", answers)

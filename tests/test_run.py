@@ -20,7 +20,7 @@ from unit import ROOT, Unit, eventually, free_port
 
 @contextmanager
 def demo(directory: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """Run the program of `make run` in a directory, and yield its process and the file with its output."""
+    """Run examples/demo/run.py, as `make run` does, in a directory. Yield the process and the file with its output."""
     (directory / "proto").symlink_to(ROOT / "proto") if not (directory / "proto").exists() else None
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CELLEXPORT_")}
     output = directory / f"output-{time.monotonic_ns()}"
@@ -40,7 +40,7 @@ def demo(directory: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[b
 
 
 def command(output: Path, label: str) -> str:
-    """Return a command from the output, by its label."""
+    """Wait until `make run` has printed its commands, and return the command with this label."""
 
     def printed() -> str | None:
         match = re.search(rf"^  {label} +((?:.*\\\n)*.*)$", output.read_text(), re.MULTILINE)

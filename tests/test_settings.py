@@ -190,7 +190,7 @@ def test_settings_do_not_show_what_is_secret(tmp_path: Path) -> None:
 
 
 def test_secrets_are_in_no_file_no_answer_and_no_command_line(unit: Unit, tmp_path: Path) -> None:
-    """Search for every secret of a run, accepted or refused, in every place that others could read."""
+    """Search files, logs, answers, snapshots and command lines of a run for each of its secrets, also refused ones."""
     issuer = Issuer(tmp_path / "issuer", "HS256").add_key("one")
     (unit.directory / "cells/demo/cell.toml").write_text(ACCESS_FILE)
     exporters = issuer.token(aud=UNIT_URL, scope="export-report")
@@ -220,7 +220,7 @@ def test_secrets_are_in_no_file_no_answer_and_no_command_line(unit: Unit, tmp_pa
 
     key = issuer.keys["one"].decode()
     secrets = [TOKEN, SECRET, key, b64(key.encode()), exporters, local, visitors, jwt, *refused, wrapped, other]
-    # Peers, a lease, and the secret parts of tokens.
+    # Values of `p_cookie_peer`, the token of a lease, and the secret parts of access tokens.
     secrets += [
         PEER,
         "canary-peer",

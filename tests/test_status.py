@@ -283,7 +283,8 @@ def test_clients_that_send_no_body_cost_nobody_a_status(shared_unit: Unit) -> No
     ids=["nothing", "cut", "bad chunk", "half", "blanks", "huge"],
 )
 def test_a_start_whose_body_is_broken_starts_nothing(shared_unit: Unit, request_text: bytes, status: int) -> None:
-    # An incomplete body ends only when its sender closes the connection.
+    # The gateway waits for the rest of an incomplete body until the client closes its side of the connection, so close
+    # it.
     assert shared_unit.raw(request_text, end=status == 400).status == status
     assert not shared_unit.get().HasField("update_time")
 
@@ -311,7 +312,7 @@ def test_a_body_may_come_in_pieces(unit: Unit, headers: list[str], pieces: list[
     with socket.create_connection(("127.0.0.1", unit.http_port), 10) as connection:
         connection.sendall(start_request(*headers))
         for piece in pieces:
-            # Long enough for the gateway to read each piece separately.
+            # Pause, so that the gateway reads each piece of the body separately.
             threading.Event().wait(0.2)
             connection.sendall(piece)
         assert connection.recv(65536).startswith(b"HTTP/1.1 202 ")

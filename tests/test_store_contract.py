@@ -25,7 +25,7 @@ Test = Callable[[Store], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Backend:
-    """A place of records. Each `opened` yields another store on the same records."""
+    """A database for records, such as a SQLite file. Each `opened` yields another store on the same records."""
 
     open: Callable[[], Awaitable[Store]]
 
@@ -147,7 +147,8 @@ def test_a_writer_that_goes_away_in_the_middle_leaves_no_stale_answer(backend: B
                 await asyncio.sleep(0)
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
-            # The write may or may not have happened; the first read decides it for good.
+            # The cancelled write may or may not have happened. The first read shows which, and a write on what it shows
+            # must succeed.
             seen = await store.read(cell)
             assert seen in (replace(nothing, cell=cell), first)
             assert await store.replace(following(seen, accepted_at=5))
@@ -187,7 +188,7 @@ def test_a_subscriber_is_notified_of_changes_of_its_cell_and_of_no_other(backend
 
 @dataclass(frozen=True)
 class Write:
-    """An acknowledged write of progress."""
+    """A write of an export's progress that the store has acknowledged."""
 
     percent: int
     revision: int

@@ -31,7 +31,7 @@ from unit import TOKEN, HandExporter, Program, Unit, accepts, answered, eventual
 
 @dataclass
 class Pki:
-    """Certificates of an authority for servers and their clients, and one certificate of an unknown authority."""
+    """Certificates for servers and clients: all by the authority `ours`, but `foreign` by one that nobody trusts."""
 
     ours: Authority
     server: Identity
@@ -90,7 +90,7 @@ def pki(tmp_path: Path) -> Pki:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Unit, Pki]]:
-    """Yield a server and a gateway with mutual TLS for HTTP and gRPC."""
+    """Yield a unit whose server and gateway require mutual TLS for HTTP and gRPC, and the certificates."""
     pki = make_pki(tmp_path_factory.mktemp("pki"))
     with Unit(tmp_path_factory.mktemp("tls") / "unit") as unit:
         unit.add_cell("demo", {"hello.txt": b"hello"})
@@ -102,7 +102,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Unit, Pki
 
 @contextmanager
 def nothing_but_a_line(*programs: Program) -> Iterator[None]:
-    """Assert that each program logs at most one line in this context, and no stack trace."""
+    """Assert that each program logs at most one line while the context is open, and no stack trace."""
     before = [len(program.log.read_bytes()) for program in programs]
     yield
     for program, length in zip(programs, before, strict=True):
@@ -112,7 +112,7 @@ def nothing_but_a_line(*programs: Program) -> Iterator[None]:
 
 
 def ask(unit: Unit, tls: client.Tls | None) -> str:
-    """Return the status of a call over this TLS, `OK` on success."""
+    """Return the gRPC status of a GetCellExport call with these TLS files, `OK` on success."""
     with client.channel(f"127.0.0.1:{unit.grpc_port}", tls) as channel:
         try:
             request = GetCellExportRequest(cell="demo")
@@ -124,7 +124,7 @@ def ask(unit: Unit, tls: client.Tls | None) -> str:
 
 def test_a_whole_export_over_tls_on_both_hops(unit: Unit, pki: Pki) -> None:
     over_tls(unit, pki, mutual=False)
-    # The server's certificate for gRPC has another name than its address.
+    # The server's certificate is for export.example, not for its address, so clients need that name in a setting.
     inside = {"CELLEXPORT_GRPC_SERVER_NAME": "export.example"}
     chain, key = str(pki.elsewhere.certificate), str(pki.elsewhere.key)
     unit.start_server(CELLEXPORT_GRPC_TLS_CERT=chain, CELLEXPORT_GRPC_TLS_KEY=key)
@@ -137,7 +137,8 @@ def test_a_whole_export_over_tls_on_both_hops(unit: Unit, pki: Pki) -> None:
 
     assert ask(unit, pki.tls(None, "export.example")) == "OK"
 
-    # Clients refuse another name in the certificate, and another authority than ours.
+    # A client refuses the server if the name in its certificate is not the expected one, or if it trusts another
+    # authority.
     assert ask(unit, pki.tls(None)) == "UNAVAILABLE"
     assert ask(unit, client.Tls(unit.directory.parent / "pki" / "theirs.pem", None, None, "export.example")) != "OK"
 
@@ -168,7 +169,8 @@ def test_a_client_that_may_not_connect_is_refused_and_the_next_is_served(
 
     with nothing_but_a_line(*unit.programs):
         begun = steady()
-        # `client` would retry, and each retry is another connection that may log a line.
+        # Make the handshake without gRPC, which would retry: each retry is another connection, for which the server may
+        # log a line.
         with pytest.raises((ssl.SSLError, ConnectionError)):
             handshake(unit.grpc_port, pki.ours.context(identity), "h2")
         with pytest.raises((ssl.SSLError, ConnectionError)):
@@ -181,20 +183,21 @@ def test_a_client_that_may_not_connect_is_refused_and_the_next_is_served(
 
 
 def handshake(port: int, context: ssl.SSLContext, protocol: str) -> str:
-    """Return the name in the server's certificate, after the handshake and, for h2, the server's first byte."""
+    """Make a TLS handshake (for h2, also wait for the server's first byte), and return the name in its certificate."""
     context.set_alpn_protocols([protocol])
     with (
         socket.create_connection(("127.0.0.1", port), 5) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as connection,
     ):
-        # In TLS 1.3 the server's verdict on our certificate comes after the handshake.
+        # In TLS 1.3 the handshake ends before the server has checked the client's certificate. A byte shows that the
+        # server accepts it.
         if protocol == "h2" and not connection.recv(1):
             raise ConnectionError
         return common_name(connection.getpeercert())
 
 
 def first_byte(port: int, context: ssl.SSLContext) -> bytes:
-    """Return the first byte of the response to a request."""
+    """Send a GET over TLS, and return the first byte of the response."""
     with (
         socket.create_connection(("127.0.0.1", port), 5) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as connection,
@@ -261,7 +264,8 @@ def test_a_renewed_certificate_is_shown_without_a_restart_and_a_bad_one_is_not(u
         stub.GetCellExport(asked, metadata=client.bearer(TOKEN), timeout=60)
 
         pki.server.certificate.write_bytes(pki.other.certificate.read_bytes())
-        # The new certificate lacks its key: the server keeps the old pair, and logs that once.
+        # The new certificate has replaced the old one, but its key has not: the server keeps the old pair, and logs
+        # that once.
         for _ in range(3):
             assert handshake(unit.grpc_port, context, "h2") == "server"
 
@@ -271,7 +275,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart_and_a_bad_one_is_not(u
 
         pki.server.replace(pki.other)
         assert handshake(unit.grpc_port, context, "h2") == "other"
-        # The open connection still works.
+        # The connection that was opened with the old certificate must still work.
         stub.GetCellExport(asked, metadata=client.bearer(TOKEN), timeout=60)
     assert "PRIVATE" not in server.log.read_text()
 
@@ -298,7 +302,8 @@ def test_the_gateway_shows_a_renewed_certificate_and_no_request_fails_meanwhile(
     assert outcomes.keys() == {"200"}
     assert outcomes.total() > 50
     assert gateway.process.poll() is None
-    # The new worker has taken over the metrics' port while the old worker still served its own.
+    # The gateway's new worker must have taken over the metrics port, although the old worker still served metrics on it
+    # when the new one started.
     assert accepts(metrics)
     assert "metrics unavailable" not in gateway.log.read_text()
     assert "PRIVATE" not in gateway.log.read_text()
@@ -318,7 +323,8 @@ def test_a_worker_that_starts_while_tls_files_are_invalid_still_serves(unit: Uni
     worker = next(child for child in children(gateway) if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text())
     os.kill(worker, signal.SIGKILL)
 
-    # The new worker serves the old certificate. It has no old channel to the server, and can't open a new one.
+    # The gateway's new worker serves HTTP with the old certificate. It answers 503, because it has no channel to the
+    # server, and can't open one with the invalid files.
     assert eventually(lambda: status(unit) == "503")
     assert unit.http(path="/livez").status == 200
     assert unit.http(path="/readyz").status == 503
@@ -343,7 +349,7 @@ def shown(port: int, context: ssl.SSLContext) -> str:
 
 
 def status(unit: Unit) -> str:
-    """Return the status of a GET. Like HTTP clients, retry once if the connection closes before a response."""
+    """Return the HTTP status of a GET, or an error. Like HTTP clients, retry once if the connection closes early."""
     for _ in range(2):
         try:
             return str(unit.http().status)
@@ -360,7 +366,7 @@ def test_a_client_presents_its_renewed_certificate_and_calls_under_way_go_on(uni
         waiting = exporter.stub.ClaimExport.future(
             exporter.claim_request(wait=20), metadata=exporter.metadata, timeout=25
         )
-        # Invalid files are not used, even by new connections.
+        # The client must not use the invalid key file, even for new connections.
         pki.caller.key.write_text("half a k")
         threading.Event().wait(1.1)
         assert exporter.claim(wait=0) is None
@@ -382,7 +388,7 @@ def test_unix_sockets_for_http_and_grpc(unit: Unit, tmp_path: Path) -> None:
     for _ in range(2):
         gateway = unit.start("gateway")
         assert eventually(lambda: get_over(outer) or None) == b'{"status":"ready"}'
-        # The directory's permissions decide who may connect, not the socket's.
+        # The socket files allow everybody to connect: the permissions of their directory decide who may.
         assert {path.stat().st_mode & 0o777 for path in (inner, outer)} == {0o666}
 
         second = unit.start("gateway")
@@ -390,7 +396,8 @@ def test_unix_sockets_for_http_and_grpc(unit: Unit, tmp_path: Path) -> None:
         assert "CELLEXPORT_HTTP_LISTEN: " in second.log.read_text()
 
         gateway.kill()
-        # The gateway's worker ends with it. The socket that is left doesn't prevent the next start.
+        # The worker of the killed gateway exits too. The socket file that is left must not prevent the gateway's next
+        # start.
         eventually(lambda: not get_over(outer))
 
 

@@ -20,7 +20,7 @@ KEY = "private.pem"
 
 @pytest.fixture(scope="module")
 def issuer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make an issuer by the command, and return its directory."""
+    """Make an issuer of JWTs by `python -m server token issuer`, and return the issuer's directory."""
     directory = tmp_path_factory.mktemp("issuer") / "issuer"
     done = run({}, "issuer", str(directory))
     assert done.stdout == f"CELLEXPORT_TRUSTED_ISSUERS={directory / 'issuers.toml'}\n"

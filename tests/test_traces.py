@@ -27,7 +27,7 @@ TRACEPARENT = f"00-{TRACE_ID}-{CALLER}-01"
 
 @dataclass
 class Collector:
-    """A collector of traces that keeps the requests it receives."""
+    """A collector for OpenTelemetry traces that keeps the export requests it receives."""
 
     port: int = 0
     requests: list[ExportTraceServiceRequest] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Collector:
         }
 
     def spans(self, service: str) -> list[Span]:
-        """Return the spans of a program, by its service name."""
+        """Return the spans that the program with this service name has sent."""
         return [
             span
             for request in self.requests
@@ -52,7 +52,7 @@ class Collector:
         ]
 
     def span(self, service: str, key: str) -> Span:
-        """Wait for the span of a call with this request key, and return it."""
+        """Wait for the span that this program sent about the call with this request key, and return it."""
 
         def matching_span() -> Span | None:
             found = (span for span in self.spans(service) if attributes(span).get("cellexport.request_key") == key)
@@ -120,7 +120,7 @@ def test_one_trace_goes_through_both_programs_and_holds_no_secret(unit: Unit) ->
             "cellexport.request_key": "good",
         }
 
-        # A caller's mistake is not an error of the server.
+        # A caller's mistake (NOT_FOUND) must not mark the server's span as an error.
         refused = collector.span("cellexport-server", "unknown")
         assert attributes(refused)["rpc.grpc.status_code"] == grpc.StatusCode.NOT_FOUND.value[0]
         assert refused.status.code == Status.STATUS_CODE_UNSET

@@ -18,7 +18,7 @@ EPOCHS = st.integers(min_value=-1, max_value=2 * FLOOR)
 
 @st.composite
 def records(draw: st.DrawFn) -> CellRecord:
-    """Draw a record that a store may still have of a cell."""
+    """Draw a record, of any trust, of a cell without an export or with a queued, a claimed or an ended one."""
     nothing = CellRecord(cell="demo", revision=FLOOR)
     record = draw(st.sampled_from([nothing, following(nothing), full(nothing), idle(nothing)]))
     trust = draw(st.sampled_from(Trust))

@@ -47,7 +47,7 @@ EMPTY = "20_webdav/empty/"
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return a snapshot that the real programs made."""
+    """Return the bytes of a snapshot that the real server and exporter made."""
     with Unit(tmp_path_factory.mktemp("verify") / "unit") as unit:
         noise = random.Random(1).randbytes(600)
         webdav = unit.add_cell("demo", {"hello.txt": b"hello" * 50, "noise.bin": noise, "d/名前 %41": b"named"})
@@ -68,7 +68,12 @@ def file(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str | Path, before: tuple[str, ...] = (), **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the real program, with no other variables than these."""
+    """Run `python -m server.exporter verify` as a process, and return its exit status and both output streams.
+
+    Args:
+        before: the words to put before the command.
+        variables: the environment variables of the process; it has no others.
+    """
     if not (before or variables):
         return zygote.run("server.exporter", "verify", *map(str, arguments), environment={})
     command = [*before, sys.executable, "-m", "server.exporter", "verify", *map(str, arguments)]
@@ -76,7 +81,7 @@ def run(*arguments: str | Path, before: tuple[str, ...] = (), **variables: str) 
 
 
 def judged(path: Path) -> tuple[int, list[str]]:
-    """Run the command in this process, and return its exit status and its lines without the file's name."""
+    """Run `verify` in this process. Return its exit status and standard output: the lines, without the file's name."""
     done = CliRunner().invoke(cli, ["verify", str(path)])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     assert not done.stderr
@@ -125,7 +130,7 @@ def test_a_snapshot_that_was_cut_off_is_reported(snapshot: bytes, file: Path) ->
 
 
 def twice(snapshot: bytes) -> bytes:
-    """Return a snapshot with two entries of the same name."""
+    """Return the snapshot with two entries of the same name."""
     other = HELLO.replace("hello", "jello")
     more = changed(snapshot, lambda parts: parts.contents.update({other: b"x"}))
     return more.replace(other.encode(), HELLO.encode())
@@ -140,7 +145,7 @@ def holding(name: str, content: bytes) -> Callable[[bytes], bytes]:
 
 
 def reads(text: bytes) -> Callable[[bytes], bytes]:
-    """Replace the manifest by any bytes."""
+    """Return a function that replaces the manifest of a snapshot by this text."""
     return parts(lambda parts: parts.raw.update({MANIFEST: text}))
 
 
@@ -149,7 +154,7 @@ def lists(text: bytes) -> Callable[[bytes], bytes]:
 
 
 def says(**what: object) -> Callable[[bytes], bytes]:
-    """Change members of the manifest. None removes a member."""
+    """Return a function that changes members of a snapshot's manifest. None removes a member."""
 
     def change(parts: Parts) -> None:
         parts.seal().manifest.update(what)
@@ -168,12 +173,12 @@ def added(name: str) -> Callable[[bytes], bytes]:
 
 
 def overlapping(snapshot: bytes) -> bytes:
-    """Return a snapshot with two entries that share their bytes, as in zip bombs."""
+    """Return the snapshot with two entries that share the same bytes of the file, as in zip bombs."""
     return patched(snapshot, NOISE, offset=header_at(snapshot, HELLO))
 
 
 def with_field(kind: int) -> Callable[[bytes], bytes]:
-    """Add an extra field to the directory's last record, which is the manifest's."""
+    """Return a function that adds an extra field to the last record in the zip's directory, which is the manifest's."""
 
     def damage(snapshot: bytes) -> bytes:
         position = record_at(snapshot, MANIFEST)
@@ -190,7 +195,7 @@ LINE = b'{"name":"x","size":1,"sha256":"%s","mtime":0}\n'
 GOOD_HASH = b"0" * 64
 
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    # The file.
+    # Damage to the zip file as a whole.
     "empty": (lambda _: b"", "zip: it is not a zip"),
     "no zip": (lambda _: b"once upon a time there was a zip", "zip: it is not a zip"),
     "appended": (lambda snapshot: snapshot + b"\n", "zip: .*bytes were appended"),
@@ -200,7 +205,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no directory": (lambda snapshot: snapshot[-22:], "zip: bytes are missing"),
     "nothing in it": (lambda _: b"PK\5\6" + bytes(18), f"{MANIFEST}: it is missing"),
     "twice": (lambda snapshot: snapshot * 2, "zip: bytes"),
-    # Entries.
+    # Damaged entries, and entries that differ from the list of entries.
     "missing": (parts(lambda parts: parts.contents.pop(HELLO)), f"{HELLO}: it is missing"),
     "not listed": (parts(lambda parts: parts.contents.update(x=b"")), "x: it is not in the list"),
     "listed as skipped": (
@@ -250,7 +255,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         with_field(0x7075),
         "zip: entry 23 of its directory: .* unknown extra field .0x7075.",
     ),
-    # Names.
+    # Entries with dangerous names.
     "absolute": (added("/etc/passwd"), "/etc/passwd: its name could unpack elsewhere"),
     "upwards": (added("20_webdav/../../x"), "20_webdav/../../x: its name could unpack elsewhere"),
     "upwards on Windows": (added("20_webdav/..\\x"), r"20_webdav/..\\x: its name could unpack elsewhere"),
@@ -262,7 +267,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         parts(lambda parts: parts.contents.update({"complete: 1 entries": b""})),
         r"complete\\x3a 1 entries: it is not in the list",
     ),
-    # The manifest.
+    # Damaged manifests.
     "no manifest": (
         lambda snapshot: snapshot.replace(b"manifest.json", b"manifest.jsom"),
         f"{MANIFEST}: it is missing",
@@ -287,7 +292,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "other bytes": (says(bytes=2**62), f"{MANIFEST}: it says 4,611,686,018,427,387,904 bytes, but the list has "),
     "another hash": (says(entries_sha256="0" * 64), f"{ENTRIES}: its content differs from what the manifest says"),
     "no hash": (says(entries_sha256="0" * 63), f"{MANIFEST}: its entries_sha256 is not"),
-    # The list.
+    # Damaged lists of entries.
     "no list": (lambda snapshot: snapshot.replace(b"entries.ndjson", b"entries.ndjsom"), f"{ENTRIES}: it is missing"),
     "a list of nothing": (lists(b"\n"), f"{ENTRIES}: line 1: it is not JSON"),
     "a deep list": (lists(b"[" * 100_000), f"{ENTRIES}: line 1: it is not JSON"),
@@ -340,7 +345,7 @@ def test_any_changed_byte_is_reported_or_every_content_is_the_same(snapshot: byt
             assert status == 1
             assert not lines[0].startswith("complete")
 
-    # Unnoticed changes are of times, and of other bytes that belong to no content.
+    # Some changes go unnoticed: those of times, and of other bytes that belong to no entry's content. They must be few.
     assert 0 < unnoticed < 200
 
 
@@ -445,7 +450,7 @@ def test_names_are_shown_in_any_encoding(snapshot: bytes, file: Path) -> None:
 
 
 def traced(path: Path) -> tuple[list[Problem | Complete], Tally, int]:
-    """Return the findings, the tally of the bytes read, and the peak memory in bytes."""
+    """Check a file. Return the findings, the tally of the bytes read, and the peak of Python's memory in bytes."""
     tally = Tally()
     tracemalloc.start()
     try:
@@ -457,7 +462,7 @@ def traced(path: Path) -> tuple[list[Problem | Complete], Tally, int]:
 
 def test_an_entry_that_inflates_beyond_its_size_is_refused_early(snapshot: bytes, file: Path) -> None:
     name = "20_webdav/bomb"
-    # Four gibibytes.
+    # Deflated zeros that inflate to four gibibytes.
     bomb = deflated_zeros(256)
     file.write_bytes(with_deflated(snapshot, name, bomb, size=1_000_000))
 
@@ -466,7 +471,8 @@ def test_an_entry_that_inflates_beyond_its_size_is_refused_early(snapshot: bytes
     assert tally.bytes_done < 1_100_000
     assert memory < 5_000_000
 
-    # Content that overlaps the next entry is refused early too. Overlaps make zip bombs of many times the usual ratio.
+    # An entry that overlaps the next one must be refused early too. With overlaps, zip bombs reach many times the usual
+    # ratio of compression.
     over = with_deflated(snapshot, name, bomb[:-2], size=0xFFFF_FFFE)
     file.write_bytes(patched(over, name, compressed=len(bomb)))
 
@@ -474,7 +480,7 @@ def test_an_entry_that_inflates_beyond_its_size_is_refused_early(snapshot: bytes
     assert found == [Problem(name, "it overlaps the next entry")]
     assert tally.bytes_done < 1_000_000
 
-    # The list of entries, as one endless line.
+    # A list of entries that inflates to a single line of 256 MiB must be refused early too.
     parts = Parts.of(snapshot)
     parts.manifest["entries_sha256"] = hashlib.sha256(bytes(16 * BLOCK)).hexdigest()
     parts.raw[ENTRIES] = deflated_zeros(16)
@@ -506,7 +512,7 @@ def test_memory_does_not_grow_with_a_file(snapshot: bytes, file: Path) -> None:
 
 
 def with_many(snapshot: bytes, count: int) -> bytes:
-    """Return a snapshot with this many more entries, which have long names."""
+    """Return the snapshot with `count` more entries, whose names have more than 200 characters."""
 
     def change(parts: Parts) -> None:
         for number in range(count):
@@ -532,7 +538,7 @@ def test_there_may_be_more_entries_than_the_usual_end_of_a_zip_can_count(snapsho
     file.write_bytes(large)
     assert judged(file)[0] == 0
 
-    # Change each byte of the two end records (Zip64 and usual), except the zip versions.
+    # Change each byte of the zip's two end records (Zip64 and usual) in turn, except their version numbers.
     for back in (*range(98, 86, -1), *range(82, 0, -1)):
         with file.open("r+b") as opened:
             opened.seek(-back, os.SEEK_END)
@@ -547,13 +553,16 @@ def test_there_may_be_more_entries_than_the_usual_end_of_a_zip_can_count(snapsho
 
 @pytest.fixture
 def long_check(snapshot: bytes, file: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Start a check that takes long, and yield its process and the terminal of its standard error."""
+    """Start `python -m server.exporter verify` on a snapshot that takes long to check, twenty times in one command.
+
+    Yield its process, and the terminal that shows its standard error.
+    """
     file.write_bytes(with_deflated(snapshot, "20_webdav/zeros", deflated_zeros(255), size=255 * BLOCK))
     terminal, given = pty.openpty()
     command = [sys.executable, "-m", "server.exporter", "verify", *[str(file)] * 20]
 
     def heed_signals() -> None:
-        # A shell makes its background jobs ignore SIGINT, and children inherit that.
+        # If a shell runs the tests in the background, they ignore SIGINT, and the new process would inherit that.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(command, env={}, stdout=subprocess.PIPE, stderr=given, preexec_fn=heed_signals) as process:
@@ -586,13 +595,13 @@ def test_a_long_check_shows_how_far_it_is_and_is_ended_by_a_signal(
 
 
 def read_all(descriptor: int) -> bytes:
-    """Return the bytes that can be read now."""
+    """Return the bytes that can be read from a terminal without waiting."""
     found = b""
     try:
         while more := os.read(descriptor, 1000):
             found += more
     except OSError:
-        # No more bytes for now, or no writer left.
+        # The terminal has no more bytes for now, or the process that wrote to it has exited.
         pass
     return found
 

@@ -34,7 +34,10 @@ from watchers import Watch, following
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=needs("redis-server"))])
 def watched(request: pytest.FixtureRequest, unit: Unit, tmp_path: Path) -> Iterator[int]:
-    """Yield the port of a server to watch. With a shared store it is another server than the unit's own."""
+    """Yield the gRPC port of the server to watch.
+
+    With SQLite it is the unit's only server; with Redis it is a second server on the same store.
+    """
     if request.param == "sqlite":
         unit.start_server()
         yield unit.grpc_port
@@ -66,7 +69,7 @@ def test_the_current_status_comes_first_and_then_each_change(unit: Unit, watched
         ended = exporter.finish(claimed, Outcome.RESULT_SUCCEEDED)
         assert watch.next().cell_export == ended
 
-        # A watch that begins after a change was acknowledged shows the change, on any server.
+        # A watch that begins after a change was acknowledged must send the changed status first, on any server.
         assert Watch(channel).next().cell_export == ended
 
 
@@ -111,7 +114,7 @@ def test_until_ready_ends_with_ok_after_it_has_said_so(unit: Unit) -> None:
         assert last.cell_export == ended
         assert watch.call.code() is grpc.StatusCode.OK
 
-        # A caller that lost the connection just then, and resumes after this revision, gets OK too.
+        # A caller that lost the connection just before the OK, and resumes after the last revision, must get OK too.
         again = Watch(channel, until_ready=True, after_revision=ended.revision)
         assert not again.next().HasField("cell_export")
         assert again.end() is None
@@ -149,7 +152,7 @@ def test_a_watch_that_goes_on_outlives_tokens_that_are_exchanged_and_no_other(un
         messages = watching.watch(channel, "demo", lambda: client.bearer(next(tokens)))
         revision = next(messages).revision
 
-        # Until the first token has expired, and the second was requested.
+        # Read keep-alives until the first token has expired, and `watch` has asked for the second.
         while len(list(copy(tokens))) > 1:
             message = next(messages)
             assert (message.HasField("cell_export"), message.revision) == (False, revision)
@@ -204,7 +207,7 @@ def test_a_watch_that_is_opened_is_an_event_and_its_messages_are_none(unit: Unit
 
 
 def reason(watch: Watch) -> tuple[str, str]:
-    """Return the status and reason with which the server's code, not gRPC, ended a watch."""
+    """Read a watch to its end. Return the status and the reason with which the server's code, not gRPC, ended it."""
     error = watch.end()
     assert error is not None
     info = client.error_info(error)
@@ -255,7 +258,8 @@ def test_a_connection_that_has_become_old_takes_no_message_of_a_watch_with_it(un
         exporter = HandExporter(channel)
         claimed = exporter.must_claim()
 
-        # Each connection lives for at most two seconds, so five seconds take more than one.
+        # The server closes each connection after two seconds at most (age and grace), so in five seconds the watch has
+        # to change its connection.
         until = time.monotonic() + 5
         for number in itertools.count(1):
             exporter.report(claimed, number, number, 1_000_000)
@@ -280,7 +284,7 @@ def begun(unit: Unit) -> CellExport | None:
 
 
 def begin_a_long_export(unit: Unit) -> Program:
-    """Start an export that outlasts any test, and return its exporter."""
+    """Start a server, an exporter and an export that outlasts any test. Return the exporter."""
     unit.start_server()
     exporter = unit.start_exporter()
     with (unit.directory / "cells/demo/webdav/large").open("wb") as large:
@@ -339,7 +343,8 @@ def test_a_store_that_was_away_for_a_moment_ends_no_watch_and_hides_no_change(un
             started = eventually(lambda: begun(unit))
             assert watch.next().cell_export == started
 
-            # The subscription is cut, so the next notification may be lost.
+            # Redis cuts the server's subscription, so the notification of the next change may be lost. The watch must
+            # send the change all the same.
             store.client().execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             cancelled = unit.cancel()
             assert eventually(lambda: watch.next_status().cell_export == cancelled)
@@ -371,7 +376,8 @@ def test_a_store_that_hangs_is_reported_in_time_however_many_cells_are_watched(t
         with store.paused() as began:
             firsts = [anext(watches.watch(f"cell{number}", 0, until_ready=False)) for number in range(100)]
             refusals = await asyncio.gather(*firsts, return_exceptions=True)
-            # Reads of eight cells at a time, of one second each, would take 13 seconds.
+            # Redis is paused, so each of the 100 first reads takes a second until it fails. If only eight cells were
+            # read at a time, that would take 13 seconds.
             assert steady() - began < 6
         assert {getattr(refusal, "refusal", None) for refusal in refusals} == {Refusal.STORE_UNAVAILABLE}
         await redis.close()
@@ -406,9 +412,9 @@ def test_one_caller_may_not_have_more_watches_than_its_share(unit: Unit) -> None
             info = client.error_info(raised.value)
             assert info is not None
             assert (raised.value.code().name, info.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_WATCHES")
-            # Other callers are not affected, the unit's own callers included.
+            # The limit is one caller's: callers with the unit's master token can still open watches.
             calls += [await open_one(TOKEN) for _ in range(5)]
-            # A place becomes free once the server has noticed that a caller has disconnected.
+            # The caller may open another watch once the server has noticed the end of the cancelled one.
             calls[0].cancel()
             while True:
                 with suppress(grpc.aio.AioRpcError):
@@ -453,6 +459,7 @@ def test_a_slow_subscriber_gets_the_newest_status_and_costs_little(unit: Unit) -
             revisions.append(watch.next().revision)
 
         assert revisions == sorted(set(revisions))
-        # Newer statuses replaced many before they were sent, and the unsent bytes are bounded.
+        # The server must replace unsent statuses by newer ones, so the slow subscriber gets far fewer than 3000, and
+        # the server's memory for unsent bytes is bounded.
         assert len(revisions) < 1500
         assert server.peak_memory() - before < 20 * 1024**2

@@ -75,7 +75,7 @@ def main() -> None:
 
 
 async def _measure(measurements: list[Measurement]) -> dict[str, dict[str, float]]:
-    """Return each process's microseconds of CPU a call: the median over rounds, in which the measurements alternate."""
+    """Return the CPU time of a call in each process, in µs: the median over rounds of alternating measurements."""
     found: dict[str, dict[str, list[float]]] = {m.name: {part: [] for part in m.pids} for m in measurements}
     for measurement in measurements:
         await measurement.load(CALLS // 4)
@@ -155,7 +155,7 @@ def _start(what: str, port: int) -> subprocess.Popen[bytes]:
 
 
 def flask_app() -> object:
-    """Return the smallest possible Flask application."""
+    """Return the smallest possible Flask application, to compare the gateway with."""
     from flask import Flask
 
     app = Flask("bare")

@@ -80,14 +80,14 @@ class _Judging:
         self._judge = build_judge(self._settings, self._urls, now)
 
     def read_access_file(self, times: int) -> float:
-        """Return the microseconds that a read of the cell's access file costs."""
+        """Return the mean microseconds that it takes to read the access file of the cell `demo`."""
         started = time.process_time()
         for _ in range(times):
             self._cells.find("demo")
         return (time.process_time() - started) / times * 1e6
 
     def spend(self, presented: Sequence[Credentials]) -> float:
-        """Return the microseconds that judging each of the credentials costs."""
+        """Return the mean microseconds that the judge takes for one of these credentials."""
         cell = self._cells.find("demo")
         started = time.process_time()
         for credentials in presented:

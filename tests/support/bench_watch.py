@@ -31,7 +31,7 @@ def _idle(unit: Unit) -> None:
         opened = _seconds_until_open(watches, WATCHES)
         each = (memory(server) - before) / WATCHES / 1024
         with_them = p99(latencies(unit, CALLS))
-        # Long enough for each watch to send that nothing has changed.
+        # Measure for 50 seconds. In that time each watch sends a keep-alive (after 45 seconds at most).
         busy = _busy(server, 50)
     print(f"{WATCHES} idle watches: opened in {opened:.1f} s, {each:.1f} KB each, {busy:.1%} of a processor")
     print(f"GetCellExport p99: {without:.2f} ms without them, {with_them:.2f} ms with: {with_them / without:.2f}")
@@ -50,7 +50,7 @@ def _change(unit: Unit) -> None:
 
 
 def _last_arrival(watches: Crowd, newest: int) -> float:
-    """Return the time at which the last watch received that revision."""
+    """Return the time at which the last of the 1000 watches received the revision `newest`."""
 
     def all_have_it(report: dict[str, int]) -> bool:
         return (report["newest"], report["at_newest"]) == (newest, 1000)
@@ -81,7 +81,7 @@ def _seconds_until_open(watches: Crowd, count: int) -> float:
 
 
 def _busy(server: Program, seconds: float) -> float:
-    """Return the share of a processor that the server takes."""
+    """Return the share of one processor that the server takes during these seconds."""
     before, began = cpu_seconds(server), time.monotonic()
     time.sleep(seconds)
     return (cpu_seconds(server) - before) / (time.monotonic() - began)

@@ -9,8 +9,9 @@ import threading
 import time
 from functools import cache
 
-# In seconds. The burst is longer than a scheduler's time slice, so that the canary competes for the processor like the
-# programs under test. The canary takes about 3 % of one processor.
+# The canary sleeps for _PAUSE seconds, then computes for _BURST seconds, over and over. The burst is longer than a
+# scheduler's time slice, so that the canary competes for the processor like the programs under test. The canary takes
+# about 3 % of one processor.
 _PAUSE = 0.12
 _BURST = 0.004
 
@@ -40,7 +41,8 @@ class Canary:
                 pass
             ended, worked = time.monotonic(), time.thread_time() - worked
             late = max(0.0, woke - began - _PAUSE)
-            # A busy program got only this share of a processor meanwhile.
+            # The share of a processor that the canary got during its burst. Programs that computed meanwhile got no
+            # more.
             share = min(1.0, worked / (ended - woke))
             with self._lock:
                 self._stalled += min(ended - began, late + (ended - began) * (1 - share))

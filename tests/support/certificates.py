@@ -24,7 +24,7 @@ class Identity:
     key: Path
 
     def replace(self, other: "Identity") -> None:
-        """Take another's certificate and key as a renewal does: first one file, then the other, each atomically."""
+        """Replace both files by another identity's, like a renewal: the certificate, then the key, each atomically."""
         for mine, fresh in ((self.certificate, other.certificate), (self.key, other.key)):
             copy = mine.with_suffix(".new")
             copy.write_bytes(fresh.read_bytes())

@@ -16,9 +16,9 @@ from contextlib import suppress
 from typing import Self
 
 _PIECE = 64 * 1024
-# Types of HTTP/2 frames.
+# The types of HTTP/2 frames that belong to a response: DATA and HEADERS.
 _HEADERS_OR_DATA = (0, 1)
-# With this as SO_LINGER, closing a socket sends a reset and discards unsent bytes.
+# The value of the socket option SO_LINGER with which closing the socket sends a reset and discards unsent bytes.
 _AT_ONCE = struct.pack("ii", 1, 0)
 
 
@@ -30,7 +30,7 @@ class ChaosProxy:
     """A proxy to a port of this machine that injects faults.
 
     Args:
-        target: the port.
+        target: the port to which the proxy passes bytes.
     """
 
     def __init__(self, target: int) -> None:
@@ -64,7 +64,7 @@ class ChaosProxy:
             self._thread.join(10)
 
     def cut_next(self, count: int | None) -> None:
-        """Reset the connection of the server's next response after this many of its bytes. None withdraws the order."""
+        """Reset the connection of the server's next response after `count` bytes of it. None withdraws the order."""
         self._cut_next = count
 
     def reset_all(self) -> None:

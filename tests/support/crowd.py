@@ -18,7 +18,7 @@ from cellexport.v1.cell_export_pb2 import WatchCellExportRequest
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 
 TOKEN = "master-token-for-tests"
-# gRPC cancels some watches if more are opened at once.
+# The most watches that are being opened at the same time. gRPC cancels some if more are.
 _OPENED_AT_A_TIME = 250
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 2000))
 
@@ -27,7 +27,7 @@ _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_
 class _Crowd:
     opening: asyncio.Semaphore
     revisions: dict[int, int] = field(default_factory=dict)
-    # The watches that have received a message since they were last opened.
+    # The numbers of the watches that have received a message since they were last opened.
     open: set[int] = field(default_factory=set)
     messages: int = 0
     failures: int = 0
@@ -71,7 +71,7 @@ class _Crowd:
 async def _main(target: str, watches: int, connections: int, cells: int) -> None:
     crowd = _Crowd(asyncio.Semaphore(_OPENED_AT_A_TIME))
     channels = [grpc.aio.insecure_channel(target, options=_OPTIONS) for _ in range(connections)]
-    # The event loop keeps only weak references to tasks.
+    # Keep the tasks in a list, because the event loop has only weak references to them.
     tasks = [
         asyncio.create_task(crowd.follow(number, channels[number % connections], f"cell{number % cells}"))
         for number in range(watches)

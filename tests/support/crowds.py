@@ -27,7 +27,7 @@ class Crowd:
     process: subprocess.Popen[str]
 
     def wait_for(self, condition: Callable[[dict[str, Any]], bool], *, within: float) -> dict[str, Any]:
-        """Return the crowd's first report that meets the condition."""
+        """Read the reports of the crowd's process, and return the first that meets the condition."""
         deadline = time.monotonic() + within
         assert self.process.stdout
         for line in self.process.stdout:
@@ -40,7 +40,7 @@ class Crowd:
 
 @contextmanager
 def crowd(unit: Unit, watches: int, *, connections: int, cells: int) -> Iterator[Crowd]:
-    """Make the cells `cell0` and so on, and run watches of them while the context is open."""
+    """Make the cells `cell0` and so on, and watch them from another process while the context is open."""
     for number in range(cells):
         if not (unit.directory / "cells" / f"cell{number}").is_dir():
             unit.add_cell(f"cell{number}")

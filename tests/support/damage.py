@@ -29,7 +29,10 @@ BLOCK = 16 * 1024 * 1024
 
 @dataclass
 class Parts:
-    """The parts of a snapshot. `raw` replaces the content that would be written under a name."""
+    """The content of a snapshot: its entries, the lines of its list of entries, and its manifest.
+
+    `raw` has, by name, bytes that are written instead of an entry's content.
+    """
 
     contents: dict[str, bytes]
     lines: list[dict[str, Any]]
@@ -75,7 +78,7 @@ class Parts:
 
 
 def changed(snapshot: bytes, change: Callable[[Parts], object], *, sealed: bool = True) -> bytes:
-    """Return a snapshot with changed parts. If sealed, its manifest agrees with the changed list."""
+    """Return the snapshot after `change` of its parts. If `sealed`, its manifest agrees with the list of entries."""
     parts = Parts.of(snapshot)
     change(parts)
     return (parts.seal() if sealed else parts).zipped()
@@ -97,7 +100,7 @@ def header_at(snapshot: bytes, name: str) -> int:
 
 
 def data_of(snapshot: bytes, name: str) -> range:
-    """Return the positions of an entry's data."""
+    """Return the positions of an entry's compressed bytes in the snapshot."""
     start = header_at(snapshot, name)
     names, extra = struct.unpack_from("<2H", snapshot, start + 26)
     (size,) = struct.unpack_from("<L", snapshot, record_at(snapshot, name) + RECORD["compressed"])
@@ -123,7 +126,7 @@ def flipped(snapshot: bytes, position: int, mask: int = 0xFF) -> bytes:
 
 
 def deflated_zeros(blocks: int) -> bytes:
-    """Return deflated zeros: 16 MiB a block, in about a thousandth of that size."""
+    """Return deflated zeros that inflate to 16 MiB for each block. They take about a thousandth of that."""
     deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     block = deflater.compress(bytes(BLOCK)) + deflater.flush(zlib.Z_FULL_FLUSH)
     return block * blocks + deflater.flush()
@@ -132,7 +135,7 @@ def deflated_zeros(blocks: int) -> bytes:
 def with_deflated(
     snapshot: bytes, name: str, deflated: bytes, *, size: int, crc: int = 0, sha256: str = "0" * 64
 ) -> bytes:
-    """Return a snapshot with one more entry: its compressed content, and the size and hashes to declare for it."""
+    """Return the snapshot with one more entry: its compressed content, and the size and hashes that it declares."""
     parts = Parts.of(snapshot)
     parts.contents[name] = deflated
     parts.lines.append({"name": name, "size": size, "sha256": sha256, "mtime": 0})

@@ -24,19 +24,19 @@ def configuration() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Envoy:
-    """A running Envoy."""
+    """A running Envoy: its port for calls, the port of its admin interface, and its process."""
 
     port: int
     admin: int
     process: subprocess.Popen[bytes]
 
     def ask(self, path: str) -> Any:
-        """Return the response of the admin interface, which is JSON."""
+        """Send a request to Envoy's admin interface, and return the JSON of the response."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}{path}", timeout=5) as answer:
             return json.load(answer)
 
     def stats(self, prefix: str) -> dict[str, int]:
-        """Return counters and gauges, by their names without the prefix."""
+        """Return Envoy's counters and gauges whose names have this prefix, by the rest of the name."""
         found = self.ask(f"/stats?format=json&filter=^{prefix}")["stats"]
         return {stat["name"].removeprefix(prefix): stat["value"] for stat in found if "value" in stat}
 
@@ -54,9 +54,9 @@ class Envoy:
 
 @contextmanager
 def running(directory: Path, servers: list[int], authority: Authority) -> Iterator[Envoy]:
-    """Run Envoy in front of servers on these two ports. It serves when the context opens.
+    """Run Envoy in front of servers on these two ports. Envoy serves calls when the context opens.
 
-    It presents a certificate that the authority issued.
+    Envoy presents a certificate that the authority issued to it.
     """
     authority.issue("envoy")
     port, admin = free_port(), free_port()

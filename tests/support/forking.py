@@ -1,8 +1,8 @@
 """A WSGI server that makes the application before it forks its workers, as gunicorn does with --preload.
 
-    python tests/support/forking.py FIRST_PORT WORKERS
+    python tests/support/forking.py PORT...
 
-Each worker serves its own port, so that the client chooses the worker. SIGTERM ends all workers.
+Each port has a worker of its own, so that the client chooses the worker. SIGTERM ends all workers.
 """
 
 import os
@@ -25,7 +25,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 def main(ports: list[int]) -> None:
-    """Serve until SIGTERM."""
+    """Fork a worker for each port, and serve until SIGTERM."""
     app = create_app()
     workers = []
     for port in ports:

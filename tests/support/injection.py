@@ -29,13 +29,13 @@ def warm(unit: Unit) -> None:
 
 @contextmanager
 def disk(place: Path, options: str) -> Iterator[Path]:
-    """Mount a disk in memory at a directory while the context is open."""
+    """Mount a disk in memory (tmpfs) at the directory `place` while the context is open."""
     place.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True)
     try:
         yield place
     finally:
-        # Lazily, because programs that a test has left running may have open files on the disk.
+        # Unmount lazily, because programs that a test has left running may have open files on the disk.
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
@@ -75,9 +75,10 @@ def failing(program: Program, calls: str, error: str, *paths: Path) -> Iterator[
 
 
 def traced(calls: str, inject: str, log: Path | str = "/dev/null", paths: Sequence[Path] = ()) -> list[str]:
-    """Return the words to put before a command line, so that its system calls fail from its start.
+    """Return the words to put before a command, so that strace makes its system calls `calls` fail.
 
-    The program is a child of the test, not of strace. Strace ends with the program.
+    The calls fail from the program's start, as `inject` says. The program is a child of the test, not of strace. Strace
+    ends with the program.
     """
     only = [word for path in paths for word in ("-P", str(path))]
     return [

@@ -3,11 +3,11 @@
 I1  a snapshot under its final name is complete
 I2  a cell has at most one live export
 I3  within one export progress never falls, and a cell's revision only rises
-I4  an export whose exporter is dead ends within the lease and a second
+I4  an export whose exporter is dead ends within its lease and one second more
 I5  an export that was reported as ended stays ended, and its end was reported with its own outcome
 I6  no `.part` file is left once an exporter has started again, and the files of other cells are unchanged
 I7  no secret is in a log, the database, an `.error` note, or on a command line
-I8  threads, file descriptors and memory are at their former level
+I8  threads, file descriptors and memory of each program are back at their level from before the fault
 I9  a refused call has changed nothing (`unchanged`)
 """
 
@@ -52,7 +52,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """The resources that a program uses."""
+    """The threads, open files and resident memory (in bytes) that a program and its child processes use."""
 
     threads: int
     files: int
@@ -85,7 +85,7 @@ class Oracle:
         self._exporter = exporter
         self._may_step_back = may_step_back
         self._over = threading.Event()
-        # By server's port and cell.
+        # The statuses that the oracle has polled, in order, by the server's port and the cell.
         self.history: dict[tuple[int, str], list[Seen]] = {}
         self._threads: list[threading.Thread] = []
         self._files: dict[str, str] = {}
@@ -113,7 +113,7 @@ class Oracle:
             self.judge()
 
     def judge(self) -> None:
-        """Judge I1 to I8 now."""
+        """Check the invariants I1 to I8 (see the top of the file) now."""
         assert not self._errors, self._errors
         for key, answers in self.history.items():
             _judge_history(key, answers, may_step_back=self._may_step_back)
@@ -203,7 +203,7 @@ def unchanged(unit: Unit, cell: str = "demo") -> Iterator[None]:
 
 
 def use(program: Program) -> _Use:
-    """Return the present use of resources of a program and its children."""
+    """Return the threads, open files and resident memory (in bytes) of a program and its child processes, added up."""
     pids = [program.process.pid, *_children(program.process.pid)]
     total = _Use(0, 0, 0)
     for pid in pids:
@@ -226,7 +226,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _is_back(before: _Use, program: Program) -> bool:
-    """Return whether a program's use is back within 10 %, plus an allowance for its first use.
+    """Return whether a program uses at most 10 % more resources than before the fault, plus an allowance.
 
     The allowance is for resources that a program takes once, when it is first used, and then keeps: pools, caches,
     connections. A server's pool of connections to Redis is one of them: up to 32, opened on demand and then kept.

@@ -75,7 +75,7 @@ class RedisServer:
             self.process.send_signal(signal.SIGCONT)
 
     def is_settled(self) -> bool:
-        """Return whether the store is settled, so that servers return statuses."""
+        """Return whether the store is settled: servers trust its records, and return statuses."""
         with self.client() as client:
             return bool(client.hget(MARK, "settled") == b"1")
 

@@ -11,5 +11,5 @@ property_test = pytest.mark.thorough
 
 
 def examples(few: int, many: int) -> int:
-    """Return the number of examples for this run."""
+    """Return `many` if this run is thorough, as `make test-faults` is; else `few`."""
     return many if THOROUGH else few

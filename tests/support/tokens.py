@@ -66,7 +66,7 @@ def of_2017(name: str) -> bytes:
 
 
 def fields(kind: str, *extras: str, **changed: str) -> list[str]:
-    """Return the fields of a token in today's layout that is valid for an hour, except for the changed fields."""
+    """Return the fields of a local token in Personium's present layout, valid for an hour, with these changes."""
     values = {
         "issued": str(now())[::-1],
         "kind": kind,
@@ -99,7 +99,7 @@ def older(
 
 
 def expired(milliseconds: int = 3_601_000) -> str:
-    """Return the `issued` field of a token that lives an hour and has expired."""
+    """Return the field `issued` of a token that lives an hour and was issued this many milliseconds ago."""
     return str(now() - milliseconds)[::-1]
 
 

@@ -20,7 +20,7 @@ from unit import TOKEN, HandExporter, answered, eventually
 
 T = TypeVar("T")
 
-# By each caller.
+# The requests that each caller sends in a second.
 REQUESTS_A_SECOND = 25
 NO_RETRIES = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
@@ -123,7 +123,7 @@ class HttpCaller(Caller):
 
 
 def export(target: str, over: threading.Event) -> None:
-    """Run an export until the event is set. Failed calls are retried, as exporters do."""
+    """Run an export of the cell `demo` until `over` is set. Failed calls are retried, as exporters do."""
     sequence = 0
     with client.channel(target) as channel:
         exporter, starting = HandExporter(channel), CellExportServiceStub(channel)
@@ -137,7 +137,7 @@ def export(target: str, over: threading.Event) -> None:
 
 
 def passing(call: Callable[[], T]) -> T | None:
-    """Return the result of a call; None if a server that is shutting down has dropped it."""
+    """Return the result of a call; None if a server that is shutting down has dropped the call."""
     try:
         return call()
     except grpc.RpcError as error:

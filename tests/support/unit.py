@@ -50,7 +50,8 @@ T = TypeVar("T")
 TOKEN = "master-token-for-tests"
 OWNER = "http://localhost:8080/unitadmin/#owner"
 UNIT_URL = "https://unit1.example/"
-# Prefixes of variables that are read before, or while, modules are imported.
+# Prefixes of environment variables that are read before, or while, modules are imported. A program with such variables
+# can't be a fork of the zygote, which has already imported them.
 _FOR_A_FRESH_INTERPRETER = ("GRPC_", "LD_", "PYTHON")
 _port_numbers = itertools.count(random.SystemRandom().randrange(1_400))
 ROOT = Path(__file__).parent.parent.parent
@@ -71,13 +72,13 @@ def eventually(check: Callable[[], T | None], *, within: float = 60.0) -> T:
         waited = steady() - begun
         if waited > within:
             raise AssertionError(f"condition not met within {within} s")
-        # Frequent at first, and then rarer: a check is often a call, and takes the processor from the programs.
+        # Check often at first, and then less often: a check is often a call, and takes the processor from the programs.
         pause.wait(min(0.05, 0.01 + waited / 20))
 
 
 @contextmanager
 def meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run `work` in another thread while the context is open. The event is set to end the work."""
+    """Run `work` in another thread while the context is open. At its end, the event is set to make `work` return."""
     over = threading.Event()
     thread = threading.Thread(target=work, args=(over,))
     thread.start()
@@ -217,7 +218,7 @@ class Unit:
     programs: list[Program] = field(default_factory=list)
     grpc_port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
-    # Variables for every program that is started.
+    # The environment variables for every program of the unit that is started from now on.
     settings: dict[str, str] = field(default_factory=dict)
     # How callers connect to the gRPC port and the REST facade; None for plaintext.
     grpc_tls: client.Tls | None = None
@@ -324,7 +325,7 @@ class Unit:
             connection.close()
 
     def raw(self, request: bytes, *, method: str = "GET", end: bool = False) -> Answer:
-        """Send these bytes, and return the response. `end` closes the sending side of the connection after them."""
+        """Send these bytes to the gateway; return the response. `end` closes the sending side after the bytes."""
         with socket.create_connection(("127.0.0.1", self.http_port), 60) as connection:
             connection.sendall(request)
             if end:
@@ -351,7 +352,7 @@ class Unit:
             return stub.GetCellExport(request, metadata=client.bearer(token), timeout=60).cell_export
 
     def begin(self, name: str | None = None, cell: str = "demo") -> CellExport:
-        """Start an export."""
+        """Start an export over gRPC, and return the cell's status."""
         with self.channel() as channel:
             request = StartCellExportRequest(cell=cell, name=name)
             call = CellExportServiceStub(channel).StartCellExport
@@ -371,7 +372,7 @@ class Unit:
         return eventually(ready, within=within)
 
     def wait_until_ready_or_away(self, cell: str = "demo", *, within: float = 60.0) -> CellExport:
-        """Wait like `wait_until_ready`, while the store may be unavailable."""
+        """Wait until the cell is ready, like `wait_until_ready`, but ignore answers that the store is unavailable."""
 
         def ready() -> CellExport | None:
             try:
@@ -410,7 +411,7 @@ class HandExporter:
         return claimed
 
     def report(self, claimed: ClaimedExport, sequence: int, done: int, total: int = 100) -> bool:
-        """Report progress, and return whether the export must end."""
+        """Report progress, and return whether the server asks the exporter to end the export (it was cancelled)."""
         progress = Progress(work_done=done, work_total=total)
         request = ReportProgressRequest(cell=claimed.cell, lease=claimed.lease, sequence=sequence, progress=progress)
         return self.stub.ReportProgress(request, metadata=self.metadata, timeout=60).cancel_requested

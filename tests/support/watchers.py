@@ -47,7 +47,7 @@ class Follower:
     """The messages of a watch that resumes after each error, and the error that ended it for good."""
 
     messages: list[WatchCellExportResponse] = field(default_factory=list)
-    # Each message, for tests that wait for the next one.
+    # The same messages as a queue, for tests that wait for the next message.
     arrived: "queue.SimpleQueue[WatchCellExportResponse]" = field(default_factory=queue.SimpleQueue)
     failed: list[grpc.RpcError] = field(default_factory=list)
 
@@ -71,7 +71,7 @@ def following(unit: Unit, cell: str = "demo", *, target: str | None = None) -> I
                 follower.messages.append(message)
                 follower.arrived.put(message)
         except (grpc.RpcError, ValueError) as error:
-            # Closing the channel ends its call with an error; that is not a failure.
+            # At the context's end the channel is closed, which ends the watch with an error. That is not a failure.
             if not over.is_set():
                 follower.failed.append(error if isinstance(error, grpc.RpcError) else grpc.RpcError(str(error)))
 

@@ -88,7 +88,7 @@ class Forked:
 
 
 class Zygote:
-    """The prepared interpreter, a process beside the tests."""
+    """The interpreter that has imported the modules, as a process beside the tests. Programs are its forks."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -158,12 +158,12 @@ def run(
 
 @cache
 def zygote() -> Zygote:
-    """Return the zygote of this process."""
+    """Return the zygote of this process of the tests. The first call starts it."""
     return Zygote()
 
 
 def _serve() -> None:
-    """Start a program for each line on standard input, and report starts and ends. End with the input."""
+    """Start a program for each line of standard input, and report starts and ends. Return when the input ends."""
     for module in _MODULES:
         __import__(module)
     assert threading.active_count() == 1, "an import has started a thread: forks would be unsafe"
@@ -171,7 +171,7 @@ def _serve() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    # Ctrl-C ends the tests, not the zygote.
+    # Ctrl-C sends SIGINT to the zygote too. It must ignore that, and end when the tests close its standard input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     selector = selectors.DefaultSelector()
     selector.register(reader, selectors.EVENT_READ)
@@ -204,7 +204,7 @@ def _become(order: dict[str, Any]) -> None:
         signal.set_wakeup_fd(-1)
         for number in _SIGNALS:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        # As Python does at its start.
+        # Python ignores SIGPIPE when it starts. This fork of a running Python must do so itself.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         for target, name in enumerate(order["streams"]):
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND if target else os.O_RDONLY
