@@ -21,7 +21,8 @@ from server.settings import Settings
 from server.token_command import token
 from server.wiring import serving
 
-# After the drain the program has at least this long to end, or longer if the calls have not used up their grace.
+# After the drain the program has at least this many seconds to end, and more if the running calls did not use up their
+# grace.
 _LEAST_SECONDS = 2.0
 
 _log = logging.getLogger("server")
@@ -51,7 +52,7 @@ cli.add_command(token)
 
 
 def _allow_many_connections() -> None:
-    """Raise the soft limit of descriptors to the hard limit: each connection takes one."""
+    """Raise the soft limit of file descriptors to the hard limit: each connection takes a descriptor."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

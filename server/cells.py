@@ -25,10 +25,11 @@ from server.refusals import Refusal, Refused
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
 _OWNER_LIMIT = 2048
 _FILE_LIMIT = 1024 * 1024
-# The parser's time and memory grow with the square of the dots in a key.
+# The most dots in a line of an access file: the parser's time and memory grow with the square of the dots in a key.
 _MOST_DOTS = 1000
 _MOST_CACHED = 20_000
-# Two changes within one tick of the file system's clock look like one, so a file changed this recently is not cached.
+# A file that was changed less than this many nanoseconds ago is not cached: two changes within one tick of the file
+# system's clock look like one.
 _FRESH_NS = 200_000_000
 
 _Version = tuple[int, int, int, int]
@@ -82,9 +83,9 @@ class CellDirectory:
         return _unless_refused(cell)
 
     def _read(self, name: str, path: str) -> Cell | Refused:
-        """Return the cell, or the refusal for a damaged file. Both are cached, so that no call reads the file again."""
+        """Return the cell, or the refusal for a damaged file. Both are cached until the file changes."""
         try:
-            # A link would show another cell's files under this name.
+            # A symbolic link would show another cell's files under this cell's name.
             if stat.S_ISLNK(os.lstat(f"{self._root}/{name}").st_mode):
                 raise Refused(Refusal.CELL_NOT_FOUND)
             return _cell(name, _content(path))

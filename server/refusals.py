@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from enum import Enum
 
 
-# Compared by identity: an enum would make two reasons with equal code and text aliases of each other.
+# Specs are compared by identity: otherwise the enum would make two reasons with equal code and text aliases.
 @dataclass(frozen=True, slots=True, eq=False)
 class RefusalSpec:
     """The data of one refusal.
 
     Args:
         personium_code: the code in Personium's error list. Its first three digits are the HTTP status.
-        text: the message. `{}` is the only part that is filled in.
+        text: the message for the caller. `{}` is the only part that is filled in.
         retry: whether the same call may succeed later.
         fill: the name of the detail that replaces `{}`.
     """

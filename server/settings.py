@@ -37,7 +37,7 @@ class Settings:
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Settings":
-        """Read the settings from an environment. Raises `SettingError` for a bad value."""
+        """Read the settings from environment variables. Raise `SettingError` for an invalid value."""
         environment = Environment(variables)
         unit_dir = environment.directory("CELLEXPORT_UNIT_DIR", "var/unit")
         listener = GrpcListener.read(environment)

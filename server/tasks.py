@@ -1,4 +1,4 @@
-"""Cancels the tasks that run as long as the server."""
+"""The cancellation of background tasks, which run as long as the server."""
 
 import asyncio
 from typing import Any

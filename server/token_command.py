@@ -169,7 +169,7 @@ def _input(label: str) -> str:
 
 
 def _opened(cookies: Cookies, cookie: PresentedCookie, cell: Cell) -> str | None:
-    """Return the token in a cookie, or None if the cookie can't be decrypted. The verdict then says the same."""
+    """Return the token in a cookie, or None if the cookie can't be decrypted: the verdict will report that."""
     try:
         return cookies.token(cookie, cell)
     except Refused:

@@ -1,4 +1,4 @@
-"""The composition root: builds the parts of the server in reading order, and closes them in reverse."""
+"""The composition root: builds the parts of the server in the order of its lines, and closes them in reverse."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -132,7 +132,7 @@ def _open_metrics(settings: Settings, stack: AsyncExitStack) -> Metrics:
     address = settings.metrics
     if address is None:
         return NoMetrics()
-    # Imported only when needed: the library takes 5 MB of memory.
+    # Imported only when needed: the Prometheus library takes 5 MB of memory.
     from cellexport.program.metrics_server import MetricsServer
     from server.ops.prometheus_metrics import PrometheusMetrics
 

@@ -64,7 +64,7 @@ def test_a_call_refused_because_of_the_store_is_not_retried(unit: Unit) -> None:
     with unit.channel() as channel:
         exporter = HandExporter(channel)
         eventually(lambda: not answered(lambda: exporter.claim(wait=0)))
-    lines = [line for line in server.lines() if line["message"] == "refused" and line["method"] == "ClaimExport"]
+    lines = [line for line in server.lines() if line["message"] == "call refused" and line["method"] == "ClaimExport"]
     assert [line["reason"] for line in lines] == ["STORE_UNAVAILABLE"]
 
 

@@ -181,7 +181,7 @@ def test_envoy_passes_refusals_on_and_retries_do_not_multiply(mesh: Mesh) -> Non
             HandExporter(channel).claim(wait=0)
         assert refused(error) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
         eventually(lambda: not mesh.envoy.given_calls())
-    lines = [line for server in mesh.servers for line in server.lines() if line["message"] == "refused"]
+    lines = [line for server in mesh.servers for line in server.lines() if line["message"] == "call refused"]
     assert [line["method"] for line in lines].count("ClaimExport") == 2
 
     for server in mesh.servers:

@@ -98,7 +98,9 @@ def test_an_exporter_retries_reports_after_random_pauses(unit: Unit) -> None:
 
 
 def refused_reports(server: Program) -> list[float]:
-    lines = [line for line in server.lines() if line["message"] == "refused" and line["method"] == "ReportProgress"]
+    lines = [
+        line for line in server.lines() if line["message"] == "call refused" and line["method"] == "ReportProgress"
+    ]
     return [datetime.fromisoformat(line["time"]).timestamp() for line in lines]
 
 

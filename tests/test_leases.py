@@ -287,7 +287,7 @@ def test_an_exporter_that_is_silent_for_its_lease_has_lost_it(unit: Unit, export
     assert note == (
         '{"code":"PR500-CX-0001","message":{"lang":"en","value":"Cell export was interrupted. [LEASE_EXPIRED]"}}'
     )
-    line = unit.programs[0].wait_for_log("export ended: its exporter was silent")
+    line = unit.programs[0].wait_for_log("export ended by the server")
     assert (line["result"], line["reason"]) == ("INTERRUPTED", "LEASE_EXPIRED")
 
     with pytest.raises(grpc.RpcError) as error:

@@ -1,11 +1,11 @@
-"""The rules of exports: what may start, who may report, when an export ends, and what its status is.
+"""The rules of exports: which export may start, who may report, when an export ends, and what a cell's status is.
 
-- `model`, `lease`, `events`: plain values. `clock`: the time. `store`: the port to where records are kept.
-- `transitions`: one pure function for each rule, from a record to the next. `repository`: read, decide, write.
+- `model`, `lease`, `events`: plain values. `clock`: the time. `store`: the port (interface) to the store of records.
+- `transitions`: one pure function for each rule. `repository` reads a record, applies a transition, writes the result.
 - `lifecycle` starts, cancels, reports and ends exports. `claims` gives queued exports to exporters.
-- `expiry` ends exports whose exporter is silent. `watches` follows one cell for many subscribers.
-- `store_pulse`: whether the store answers.
+- `expiry` ends exports whose exporter is silent. `watches` sends one cell's record to many subscribers.
+- `store_pulse` tracks whether the store answers.
 
-Rules import no gRPC, no protobuf, no SQL and no other room: only `server.refusals`, the form of a request key,
-and the list of interruptions.
+These modules import no gRPC, no protobuf and no SQL. Of the project they import only `server.refusals`,
+`cellexport.request_key` and `cellexport.outcomes`.
 """

@@ -14,13 +14,13 @@ from server.exports.store import Store
 from server.refusals import Refusal, Refused
 
 _REQUEST_ID = re.compile(r"[a-zA-Z0-9_-]{16,64}", re.ASCII)
-# How often a waiting claim reads the queue, besides the store's notifications.
+# A waiting claim reads the queue at least this often, in seconds, even without a notification from the store.
 _POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A claim's request for work: its id, hashed together with its holder, and the holder."""
+    """A claim that an exporter sent: the hash of the claim's id and its holder, and the holder (the caller)."""
 
     id: str
     holder: str
@@ -37,7 +37,7 @@ def _is_claimed_by(record: CellRecord, request: _Request) -> bool:
 
 
 class Claims:
-    """The exporters that wait for work. Every method also raises what the store raises."""
+    """The claims of exporters, which wait for queued exports. Every method also raises what the store raises."""
 
     def __init__(self, store: Store, repository: Repository) -> None:
         self._store = store
@@ -53,11 +53,12 @@ class Claims:
             queued.set()
 
     async def claim(self, request_id: str, wait_seconds: float, holder: str) -> Claim | None:
-        """Give the oldest queued export to the caller. Return None if there is none within the wait.
+        """Give the oldest queued export to the caller. Return None if no export is queued within `wait_seconds`.
 
         Args:
-            request_id: 16 to 64 of `A-Z a-z 0-9 _ -`. A repeated request gets the same export again.
-            holder: identifies the caller. Nobody else can repeat the request or use the lease.
+            request_id: 16 to 64 characters of `A-Z a-z 0-9 _ -`. A claim with the id of an earlier one gets the same
+                export again.
+            holder: identifies the caller. Nobody else can repeat the claim or use the lease.
 
         Raises:
             Refused: CLAIM_INVALID, SERVER_SHUTDOWN
@@ -71,7 +72,7 @@ class Claims:
                 self._waiting.discard(queued)
 
     async def give_back(self, request_id: str, holder: str) -> None:
-        """Queue the export again that the caller was given by that request and has not begun.
+        """Queue the export again that the caller's claim with this id was given, unless a report on it has arrived.
 
         Raises:
             Refused: CLAIM_INVALID
@@ -98,7 +99,7 @@ class Claims:
                 continue
 
     async def _claim_unless_cancelled(self, request: _Request) -> Claim | None:
-        """Claim the oldest export. If the caller leaves meanwhile, undo the claim: nobody would renew its lease."""
+        """Claim the oldest queued export. If the caller leaves meanwhile, undo that: nobody would renew the lease."""
         claiming = asyncio.ensure_future(self._claim_oldest(request))
         try:
             return await asyncio.shield(claiming)
@@ -119,7 +120,7 @@ class Claims:
 
     async def _claim_oldest(self, request: _Request) -> Claim | None:
         token = secrets.token_urlsafe(16)
-        # The export that this request was given before comes first: the answer may have been lost.
+        # Try first the export that an earlier claim with the same id was given: the response to it may have been lost.
         for record in sorted(await self._store.underway(), key=lambda record: not _is_claimed_by(record, request)):
             export = record.export
             if export is None or record.trust is Trust.DOUBTFUL:

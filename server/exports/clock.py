@@ -7,5 +7,5 @@ Clock = Callable[[], int]
 
 
 def now_ms() -> int:
-    """Return the current time."""
+    """Return the current time in milliseconds since 1970."""
     return time.time_ns() // 1_000_000

@@ -1,4 +1,4 @@
-"""Events for the event log, and the port that takes them."""
+"""The events that the event log records, and the port (interface) to the event log."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -36,14 +36,14 @@ class Events(Protocol):
     """The port to the event log."""
 
     async def write(self, event: Event) -> None:
-        """Take an event. Wait while too many are still unwritten."""
+        """Accept an event. Wait while too many accepted events are still unwritten."""
 
     async def close(self) -> None:
-        """Write all events that were taken. No event may follow."""
+        """Write all accepted events. `write` may not be called afterwards."""
 
 
 class NoEvents:
-    """The event log that is turned off."""
+    """The implementation for an event log that is turned off."""
 
     async def write(self, event: Event) -> None:
         return
@@ -53,21 +53,21 @@ class NoEvents:
 
 
 def status(record: CellRecord, *, time: int, request_key: str, caller: Caller) -> Event:
-    """Return the event of a status that was given."""
+    """Return the event for a status that was returned to a caller."""
     export = record.export
     info = "ready" if export is None else f"exportation in progress {export.percent}% {export.name}"
     return Event(time=time, request_key=request_key, caller=caller, type=Type.STATUS, info=info)
 
 
 def start(export: Export, caller: Caller) -> Event:
-    """Return the event of an accepted export."""
+    """Return the event for an accepted export."""
     return Event(
         time=export.accepted_at, request_key=export.request_key, caller=caller, type=Type.START, info=export.name
     )
 
 
 def end(export: Export, outcome: Outcome, caller: Caller) -> Event:
-    """Return the event of an export's end. Its key is that of the request that started the export."""
+    """Return the event for an export's end, with the key of the request that started the export."""
     succeeded = outcome.reason is None
     return Event(
         time=outcome.ended_at,

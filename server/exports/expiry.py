@@ -1,10 +1,13 @@
-"""Expiry: ends exports whose exporter is silent, marks those that stall, and ends the doubt of a store.
+"""Expiry: the background scan that ends overdue exports, marks stalled exports, and ends the doubt of a store.
 
-An export ends when its lease was not renewed in time, when no exporter has claimed it in time, or when its exporter was
-asked to end it and doesn't.
+An export is overdue, and the server ends it, if its lease was not renewed in time, if no exporter has claimed it in
+time, or if it was cancelled a lease ago and its exporter still goes on reporting.
 
-Time is measured by this server on a clock that does not jump. A restart, an unavailable store, or a pause of the whole
-process restarts the count: an exporter never loses its lease because this server wasn't listening.
+The server measures time on a clock that does not jump. After a restart of the server, after the store was unavailable,
+or after a pause of the whole process, every lease counts in full again: an exporter never loses its lease because this
+server wasn't listening.
+
+A store is in doubt if it is new or lost writes, so that its records may be outdated.
 """
 
 import asyncio
@@ -23,11 +26,12 @@ from server.exports.store_pulse import StorePulse
 from server.refusals import Refused
 
 _TICK_SECONDS = 0.25
-# Health must report an unavailable store within two seconds.
+# The store is checked at least this often, in seconds. Health must report an unavailable store within two seconds.
 _CHECK_SECONDS = 1.0
-# A tick that took this much longer was a pause of the whole process: reports that arrived meanwhile are still unread.
+# If the sleep before a scan took longer than this, in seconds, the whole process was paused. Reports that arrived
+# meanwhile are still unread.
 _PAUSE_SECONDS = 1.0
-# An export is stalled when nothing has moved for this many leases.
+# An export is stalled when its exporter's reports have shown no progress for this many leases.
 _STALL_LEASES = 4
 
 _log = logging.getLogger(__name__)
@@ -35,34 +39,35 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Tracked:
-    """An export in progress, and the times at which it ends or stalls unless it changes."""
+    """An export in progress, and the times at which the server ends it or marks it as stalled, unless it changes."""
 
     export_id: str
     renewal: tuple[object, ...]
     expires_at: float
     progress: Progress
     stalls_at: float
-    # When a cancelled export is ended although its exporter still reports.
+    # The server ends a cancelled export itself at this time, even if its exporter goes on reporting: one lease after
+    # the scan that first saw the cancellation. Infinite for an export that isn't cancelled.
     cut_off_at: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class _Doubt:
-    """A doubt of the store, by its number, and the time at which it ends."""
+    """The number that identifies a doubt of the store, and the time at which the server ends the doubt."""
 
     number: int
     ends_at: float
 
 
 class Expiry:
-    """Scans all exports in progress four times a second.
+    """The scan of all exports in progress, four times a second.
 
     Args:
-        pulse: records whether the store answers.
+        pulse: records, for health, whether the store answers the scans.
         lease_seconds: an export without a report for this long is interrupted.
         queue_seconds: an export that no exporter has claimed for this long is interrupted.
-        clock: milliseconds since 1970, for the time that an export has already waited in the queue.
-        on_scan: called with the exports in progress after each scan.
+        clock: milliseconds since 1970, to compute how long an export has already waited in the queue.
+        on_scan: called in each scan with the records of all exports in progress.
     """
 
     def __init__(
@@ -85,7 +90,7 @@ class Expiry:
         self._clock = clock
         self._monotonic = monotonic
         self._on_scan = on_scan
-        # By cell.
+        # The exports of the latest scan, by cell.
         self._tracked: dict[str, _Tracked] = {}
         self._doubt: _Doubt | None = None
         self._logged_doubt: int | None = None
@@ -94,7 +99,7 @@ class Expiry:
         self._must_restart = False
 
     def restart(self) -> None:
-        """Count from the next scan: a report may have been missed until now."""
+        """Count every lease again from the next scan on: this server may have missed a report until now."""
         self._must_restart = True
 
     async def run(self) -> None:
@@ -119,8 +124,8 @@ class Expiry:
                 _log.error("store unavailable", extra={"reason": refused.refusal.name, "note": refused.note})
             self._unavailable = True
         except Exception:
-            # The scans must go on: otherwise every silent export would stay in progress for ever.
-            _log.exception("unexpected error")
+            # The scans must go on: otherwise an export with a dead exporter would stay in progress for ever.
+            _log.exception("unexpected error in the scan for expired exports")
 
     async def _check_store(self) -> None:
         now = self._monotonic()
@@ -130,7 +135,7 @@ class Expiry:
                 await self._store.check()
 
     async def scan(self) -> None:
-        """Scan once: end the exports whose time is over, mark those that stall, and end a doubt that is over."""
+        """Scan once: end overdue exports, mark stalled exports, and end a doubt that has lasted one lease."""
         with self._pulse.asking():
             records = await self._store.underway()
         self._on_scan(records)
@@ -173,7 +178,8 @@ class Expiry:
     async def _end_or_stall(self, record: CellRecord, export: Export, now: float) -> None:
         tracked = self._tracked[record.cell]
         if min(tracked.expires_at, tracked.cut_off_at) <= now:
-            # If the end fails now, try again after another lease, and let the other exports have their turn.
+            # If ending this export fails now, try again only after another lease: the next scans must reach the other
+            # exports, too.
             tracked.expires_at = now + self._lease_seconds
             tracked.cut_off_at = tracked.expires_at if export.cancelled else math.inf
             await self._end(record, export)
@@ -185,19 +191,23 @@ class Expiry:
         if ended is not None and ended.last_outcome is not None:
             outcome = ended.last_outcome
             fields = {"cell": record.cell, "snapshot": outcome.name, "request_key": export.request_key}
-            _log.warning(
-                "export ended: its exporter was silent", extra=fields | outcome_fields(outcome.result, outcome.reason)
-            )
+            _log.warning("export ended by the server", extra=fields | outcome_fields(outcome.result, outcome.reason))
 
     async def _end_doubt(self, doubt: int | None, now: float) -> None:
-        """End a doubt after one lease: every living exporter has reported by then, so all other records are true."""
+        """End the store's doubt after one lease.
+
+        Every living exporter has reported within that lease, and so has written its cell's record again. A record that
+        no exporter has written since belongs to a cell without a living exporter: no newer state of it is missing.
+        """
         if doubt is None:
             self._doubt = None
         elif self._doubt is None or self._doubt.number != doubt:
             self._doubt = _Doubt(doubt, now + self._lease_seconds)
             if self._logged_doubt != doubt:
                 self._logged_doubt = doubt
-                _log.warning("store is new or lost writes: no status for one lease, until exporters have reported")
+                _log.warning(
+                    "store is new or lost writes; refusing statuses for one lease, so that exporters can report first"
+                )
         elif self._doubt.ends_at <= now:
             await self._store.settle(doubt)
             _log.info("store settled")

@@ -1,4 +1,4 @@
-"""Leases: an exporter holds one while it exports, proves that it does with each report, and so renews it."""
+"""Leases: an exporter holds a lease while it exports. Each of its reports proves that it holds it, and renews it."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -10,9 +10,10 @@ _Renewal = tuple[str, Phase, int, str, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseProof:
-    """The proof that an exporter holds a lease, and the facts from which a store that lost the export restores it.
+    """The proof that an exporter holds a lease, and the facts that restore the export if the store has lost it.
 
-    `accepted_at` is in milliseconds since 1970.
+    `epoch` is the number of the lease; it rises with each claim of the cell. `accepted_at` is the start of the export,
+    in milliseconds since 1970.
     """
 
     export_id: str
@@ -25,7 +26,7 @@ class LeaseProof:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PresentedLease:
-    """A lease as an exporter presents it, with its secret token."""
+    """A lease as an exporter presents it in a call, with the lease's secret token."""
 
     export_id: str
     epoch: int
@@ -35,7 +36,7 @@ class PresentedLease:
     accepted_at: int
 
     def proof(self, holder: str) -> LeaseProof:
-        """Return the proof for this lease in the hands of that holder."""
+        """Return the proof that `holder` has this lease."""
         return LeaseProof(
             export_id=self.export_id,
             epoch=self.epoch,
@@ -48,7 +49,7 @@ class PresentedLease:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An export given to an exporter. The lease's secret token is valid only for its holder."""
+    """An export given to an exporter, with the secret token of its lease. The token is valid only for `holder`."""
 
     cell: str
     export: Export
@@ -57,24 +58,24 @@ class Claim:
 
     @property
     def proof(self) -> LeaseProof:
-        """Return the proof that the holder has this lease."""
+        """Return the proof that `holder` has the lease of this export."""
         token_hash = hash_held(self.token, self.holder)
         return LeaseProof(export_id=self.export.export_id, epoch=self.export.epoch, token_hash=token_hash)
 
 
 def hash_held(text: str, holder: str) -> str:
-    """Return the hash that stands in a record for a secret in that holder's hands.
+    """Return the hash of a secret text together with its holder.
 
-    Records keep neither tokens, nor ids of claims, nor holders: only such hashes.
+    Records contain neither tokens, nor ids of claims, nor holders, only such hashes.
     """
     return hashlib.sha256(f"{len(holder)}:{holder}{text}".encode("utf-8", "replace")).hexdigest()
 
 
 def renew(export: Export, sequence: int) -> Export:
-    """Return the export with its lease renewed by the report of that sequence number."""
+    """Return the export with its lease renewed by the report with the number `sequence`."""
     return replace(export, sequence=sequence)
 
 
 def renewal(export: Export) -> _Renewal:
-    """Return a value that changes whenever the lease is given, renewed or taken away: `expiry` then counts again."""
+    """Return a value that changes whenever the lease is given, renewed or taken away. `expiry` then counts again."""
     return export.export_id, export.phase, export.epoch, export.token_hash, export.sequence

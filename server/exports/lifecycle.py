@@ -21,30 +21,35 @@ from server.refusals import Refusal, Refused
 
 
 class Snapshots(Protocol):
-    """The snapshot directory, as far as the lifecycle needs it. Methods block, and raise OSError."""
+    """The methods of the snapshot directory that the lifecycle calls. They block, and raise OSError."""
 
     def exists(self, cell: str, name: str) -> bool:
-        """Return whether a snapshot of that name exists."""
+        """Return whether the cell has a snapshot of that name."""
 
     def seal(self, cell: str, name: str, export_id: str, epoch: int, reason: str) -> bool:
-        """Keep a dead exporter from publishing, and return whether it had already published.
+        """Keep a dead exporter from publishing its snapshot, and return whether it had already published it.
 
-        If it had not, write a note with the reason beside the place of the snapshot.
+        To publish is to link the finished file to its final name. If the exporter had not published, write the reason
+        into the `.error` file of the snapshot.
         """
 
     def newest_epoch(self, cell: str) -> int:
-        """Return the highest epoch among the exporters that are writing a snapshot of the cell, or 0."""
+        """Return the highest epoch (number of a lease) among the exporters that are writing a snapshot of the cell.
+
+        Return 0 if there is none.
+        """
 
 
 class ExportLifecycle:
-    """Starts, cancels, advances and ends exports. Every method also raises what the store raises.
+    """The start, the cancellation, the reports and the end of exports. Every method also raises what the store raises.
 
     Args:
-        store: where the records are, unwrapped: a lease may know more than a doubtful record.
-        log: takes an event for each start and each end.
-        queue_limit: how many exports may wait for an exporter. Simultaneous starts may exceed it by their number.
+        store: the store itself. `repository` refuses to read a doubtful record, but a report with a lease may still
+            restore the export of such a record.
+        log: the event log, which gets an event for each start and each end.
+        queue_limit: how many exports may wait for an exporter. Simultaneous starts may exceed this by their number.
         clock: milliseconds since 1970.
-        on_end: called once for each end of an export that this server has written.
+        on_end: called once with each outcome that this server has written to the store.
     """
 
     def __init__(
@@ -65,14 +70,14 @@ class ExportLifecycle:
         self._queue_limit = queue_limit
         self._clock = clock
         self._on_end = on_end
-        # The event loop keeps only weak references to tasks.
+        # Strong references to running tasks: the event loop itself keeps only weak ones.
         self._shielded: set[asyncio.Task[Any]] = set()
 
     async def start(self, cell: str, name: str | None, request_key: str, caller: Caller) -> CellRecord:
-        """Accept an export.
+        """Accept an export of the cell, and queue it.
 
         Args:
-            name: of the snapshot; None lets the server choose one.
+            name: the name of the snapshot, or None if the server is to choose one.
 
         Raises:
             Refused: NAME_INVALID, ALREADY_EXPORTING, SNAPSHOT_EXISTS, QUEUE_FULL (in this order)
@@ -83,8 +88,8 @@ class ExportLifecycle:
             record = await self._repository.read(cell)
             if record.export is not None:
                 raise Refused(Refusal.ALREADY_EXPORTING)
-            # Read the directory before writing the record: only an export in progress publishes, and such an export
-            # would change the record and fail the write.
+            # Read the snapshot directory before writing the record. If an export publishes a snapshot after this read,
+            # it has also changed the record, and the write fails.
             free_name = await asyncio.to_thread(self._free_name, cell, name)
             if free_name is None:
                 if await self._has_changed(record):
@@ -102,10 +107,12 @@ class ExportLifecycle:
                 return written
 
     async def cancel(self, cell: str, name: str | None, caller: Caller) -> CellRecord:
-        """End an export early: a queued one at once, a claimed one with its exporter's next report.
+        """Cancel an export. A queued export ends at once.
+
+        The exporter of a claimed export is asked to end it by the response to its next report.
 
         Args:
-            name: the snapshot that the caller means, or None for any.
+            name: the snapshot whose export the caller wants to cancel, or None for any.
 
         Raises:
             Refused: NOT_EXPORTING
@@ -116,7 +123,7 @@ class ExportLifecycle:
         return await self._shield(self._interrupt(record, caller)) or await self._repository.read(cell)
 
     async def report(self, cell: str, proof: LeaseProof, sequence: int, progress: Progress) -> bool:
-        """Record an exporter's progress and renew its lease. Return whether the export is to end.
+        """Record an exporter's progress and renew its lease. Return whether the exporter is to end a cancelled export.
 
         Raises:
             Refused: PROGRESS_INVALID, EXPORT_NOT_FOUND, LEASE_LOST, LEASE_NOT_HELD
@@ -146,7 +153,7 @@ class ExportLifecycle:
                 return written
 
     async def expire(self, seen: CellRecord) -> CellRecord | None:
-        """End an export whose exporter is silent. Return None if its record is no longer as seen."""
+        """End an export that `expiry` found overdue. Return None if its record has changed since `seen` was read."""
         if seen.export is None:
             return None
         expiring: CellRecord | None = seen
@@ -155,16 +162,16 @@ class ExportLifecycle:
         return None if expiring is None else await self._shield(self._interrupt(expiring, Caller()))
 
     async def stall(self, seen: CellRecord) -> None:
-        """Mark an export as stalled, if its record is still as seen."""
+        """Mark an export as stalled, unless its record has changed since `seen` was read."""
         await self._repository.write(seen, transitions.stall(seen))
 
     async def _record_for(self, cell: str, proof: LeaseProof) -> CellRecord:
-        """Return the record of a cell, with the export that the lease restores if the store has lost it."""
+        """Return the record of a cell. If the store has lost the export of this lease, restore it from the proof."""
         record = await self._store.read(cell)
         restored = transitions.restore(record, proof)
         unsure = restored is not None or record.trust is Trust.DOUBTFUL
         if unsure and await asyncio.to_thread(self._snapshots.newest_epoch, cell) > proof.epoch:
-            # A newer exporter has taken over the cell.
+            # An exporter with a newer lease is already writing a snapshot of the cell.
             raise Refused(Refusal.LEASE_LOST)
         return restored or record
 
@@ -177,7 +184,7 @@ class ExportLifecycle:
             raise Refused(Refusal.QUEUE_FULL)
 
     async def _interrupt(self, expiring: CellRecord, caller: Caller) -> CellRecord | None:
-        """End an export whose reports are already refused. Return None if another server has ended it."""
+        """End an EXPIRING export, whose reports are already refused. Return None if another server has ended it."""
         export = expiring.export
         if export is None:
             return None
@@ -203,7 +210,7 @@ class ExportLifecycle:
         return written
 
     async def _shield(self, work: Coroutine[None, None, CellRecord | None]) -> CellRecord | None:
-        """Run work to its end even if the caller leaves: a written record needs its event."""
+        """Run `work` to its end even if the caller leaves: a written start or end must also reach the event log."""
         task = asyncio.ensure_future(work)
         self._shielded.add(task)
         task.add_done_callback(self._shielded.discard)

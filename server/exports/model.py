@@ -11,8 +11,8 @@ class Phase(StrEnum):
 
     QUEUED = "queued"
     CLAIMED = "claimed"
-    # The lease has expired, or the export was cancelled in the queue. Reports are refused, and the server checks
-    # whether the exporter had published before.
+    # The lease or the time in the queue has expired, or the export was cancelled. The server refuses further reports,
+    # and checks whether the exporter has already published the snapshot.
     EXPIRING = "expiring"
 
 
@@ -45,26 +45,28 @@ class Reason(StrEnum):
 
 
 def outcome_fields(result: Result, reason: Reason | None) -> dict[str, str]:
-    """Return the log fields of an export's end. `reason` is empty for a success."""
+    """Return the fields `result` and `reason` for a log line about an export's end. A success has an empty reason."""
     return {"result": result.name, "reason": "" if reason is None else reason.name}
 
 
 class Trust(Enum):
-    """How far a record can be trusted after the store has lost writes."""
+    """The trust in a record that was read from a store. A store may lose writes, for example when Redis restarts."""
 
-    # The record is the truth.
+    # The record is the cell's newest state: the store has lost no write, or every living exporter has reported since.
     SURE = auto()
-    # The record was written after the loss. It is the truth, unless an exporter with a newer lease has yet to report.
+    # The record was written after the store lost writes. It is the cell's newest state, unless an exporter with a newer
+    # lease has not reported since the loss.
     RESTORED = auto()
-    # The record was written before the loss, and no exporter has reported since. The truth may be newer.
+    # The record was written before the store lost writes, and no exporter has reported since. The store may have lost a
+    # newer state of the cell.
     DOUBTFUL = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """The progress that an exporter reports. A total of 0 is not known yet.
+    """The progress that an exporter reports. A total of 0 means that the total is not known yet.
 
-    Work is counted in the exporter's own unit.
+    `work_done` and `work_total` are in a unit that the exporter chooses.
     """
 
     work_done: int = 0
@@ -76,7 +78,7 @@ class Progress:
 
     @property
     def percent(self) -> int:
-        """Return the whole percent, rounded down. At most 99: clients take 100 for a published snapshot."""
+        """Return the work done in whole percent, rounded down. At most 99: clients take 100 as published."""
         return min(99, self.work_done * 100 // self.work_total) if self.work_total else 0
 
 
@@ -89,22 +91,23 @@ class Export:
     request_key: str
     accepted_at: int
     phase: Phase = Phase.QUEUED
-    # The lease: empty while queued. Only the hashes of its token and of the claim's id are kept.
+    # The lease; 0 or empty while the export is queued. `epoch` is the lease's number, and `sequence` the number of the
+    # latest report. `request_id` and `token_hash` are hashes of the claim's id and of the lease's token.
     epoch: int = 0
     request_id: str = ""
     token_hash: str = ""
     sequence: int = 0
     percent: int = 0
     progress: Progress = Progress()
-    # The exporter reports, but nothing moves.
+    # The exporter reports, but its reports have shown no progress for four leases.
     stalled: bool = False
-    # A caller has asked for the export's end.
+    # A caller has cancelled the export, which has not ended yet.
     cancelled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The end of an export, and the lease that it had."""
+    """How an export ended, and the lease that its exporter held."""
 
     export_id: str
     name: str
@@ -117,10 +120,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellRecord:
-    """The record of one cell's exports.
+    """The record of one cell's exports: the export in progress, if there is one, and the end of the previous one.
 
-    `revision` rises by one with every write. `epoch` is the highest epoch that a claim of this cell was given: the
-    revision that the claim wrote. `trust` is not stored: the store adds it to each record that it reads.
+    `revision` rises by one with every write. `epoch` is the number of the newest lease that a claim of this cell was
+    given: the revision that the claim wrote. `trust` is not stored: the store adds it to each record that it reads.
     """
 
     cell: str

@@ -1,4 +1,4 @@
-"""Records, written one transition at a time: read, decide, and write only if nobody else has written meanwhile."""
+"""Reads a record, applies a transition, and writes the result only if nobody else has written the record meanwhile."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ Transition = Callable[[CellRecord], CellRecord | None]
 
 
 class Repository:
-    """Optimistic writes to a store. Every method raises what the store raises.
+    """Reads and optimistic writes of the records in a store. Every method raises what the store raises.
 
     Args:
         clock: milliseconds since 1970.
@@ -24,7 +24,7 @@ class Repository:
         self._on_refused_write: Callable[[], None] = lambda: None
 
     def on_refused_write(self, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever the store refuses a write: the write may have been the renewal of a lease."""
+        """Call `callback` whenever the store refuses a write: that write may have been meant to renew a lease."""
         self._on_refused_write = callback
 
     async def read(self, cell: str) -> CellRecord:
@@ -35,9 +35,9 @@ class Repository:
         return record
 
     async def write(self, record: CellRecord, following: CellRecord | None) -> CellRecord | None:
-        """Write the successor of a record, and return it.
+        """Write `following` as the successor of `record`, and return it with its new revision.
 
-        Return None if there is no successor, or if somebody else has written since `record` was read.
+        Return None if `following` is None, or if somebody else has written the record since `record` was read.
         """
         if following is None:
             return None
@@ -50,7 +50,11 @@ class Repository:
             raise
 
     async def apply(self, cell: str, transition: Transition) -> CellRecord:
-        """Apply a transition to the latest record, and return the record after it. Raise what the transition raises."""
+        """Apply a transition to the cell's latest record and write the result. Return the cell's record after that.
+
+        If somebody else writes the record meanwhile, read it and apply the transition again. Raise what the transition
+        raises.
+        """
         while True:
             record = await self.read(cell)
             following = transition(record)

@@ -1,15 +1,16 @@
-"""The pulse of the store: whether it answers the requests that the server makes anyway."""
+"""The pulse of the store: whether the store answers the requests of `exports.expiry`, which scans it all the time."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Longer than any store's own time limit. It catches a disk that hangs, which has no limit.
+# A request that has waited for this long, in seconds, counts as unanswered. Longer than any store's own time limit: it
+# detects a disk that hangs, for which no store has a limit.
 _PATIENCE_SECONDS = 1.5
 
 
 class StorePulse:
-    """Tracks whether the store answers. Unhealthy until the first answer."""
+    """The record of whether the store answers. `beats` is false until the first answer."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
@@ -32,6 +33,6 @@ class StorePulse:
 
     @property
     def beats(self) -> bool:
-        """Return whether the latest request was answered, and none has been waiting for more than 1.5 seconds."""
+        """Return whether the latest request was answered, and no request has been waiting for more than 1.5 seconds."""
         overdue = self._asked_at is not None and self._monotonic() - self._asked_at > _PATIENCE_SECONDS
         return self._answered and not overdue

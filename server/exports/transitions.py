@@ -1,4 +1,4 @@
-"""The rules, one pure function each: from a record to its successor, or None if nothing has to be written.
+"""The rules of exports, one pure function each: from a cell's record to its successor, or None to write nothing.
 
 Several servers may compute a successor of the same record. The first to write it wins.
 """
@@ -16,23 +16,24 @@ SNAPSHOT_NAME = re.compile(r"[a-zA-Z0-9_-]{1,192}", re.ASCII)
 
 # The largest count that a report may contain.
 _LARGEST = 2**60
-# The form of a lease's fields, for a lost export whose record is not there to compare with.
+# The form of an export's id. It is checked in a lease that restores a lost export, because no record is left to compare
+# the lease with.
 _EXPORT_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
-# The end of the year 9999, in milliseconds.
+# The latest start of an export that such a lease may state: the end of the year 9999, in milliseconds since 1970.
 _LATEST = 253_402_300_799_000
 
 
 def accept(record: CellRecord, export: Export) -> CellRecord:
-    """Queue an export. Raise `Refused` with ALREADY_EXPORTING if one is in progress."""
+    """Queue an export. Raise `Refused` with ALREADY_EXPORTING if the cell has an export in progress."""
     if record.export is not None:
         raise Refused(Refusal.ALREADY_EXPORTING)
     return replace(record, export=export)
 
 
 def claim(record: CellRecord, export_id: str, request_id: str, token_hash: str) -> CellRecord | None:
-    """Give a queued export to an exporter. Return None if it is gone or taken.
+    """Give a queued export to an exporter. Return None if it has ended or another exporter has claimed it.
 
-    The same request may claim the export again: the first answer may have been lost.
+    The same request may claim the export again: the first response may have been lost.
     """
     export = record.export
     if export is None or export.export_id != export_id:
@@ -41,14 +42,14 @@ def claim(record: CellRecord, export_id: str, request_id: str, token_hash: str) 
         return replace(record, export=replace(export, token_hash=token_hash))
     if export.phase is not Phase.QUEUED:
         return None
-    # A revision is never used twice, even if the store loses writes. So neither is an epoch.
+    # The epoch is a revision, and a revision is never used twice, even if the store loses writes.
     epoch = record.revision + 1
     claimed = replace(export, phase=Phase.CLAIMED, epoch=epoch, request_id=request_id, token_hash=token_hash)
     return replace(record, epoch=epoch, export=claimed)
 
 
 def release(record: CellRecord, proof: LeaseProof) -> CellRecord | None:
-    """Queue an export again whose exporter left before it received the claim."""
+    """Queue an export again, because its exporter left before it received the response to its claim."""
     export = record.export
     if export is None or not _is_live(export, proof) or export.token_hash != proof.token_hash:
         return None
@@ -56,7 +57,7 @@ def release(record: CellRecord, proof: LeaseProof) -> CellRecord | None:
 
 
 def give_back(record: CellRecord, request_id: str) -> CellRecord | None:
-    """Queue an export again that was claimed by that request and has had no report yet."""
+    """Queue an export again if it was claimed by that request and no report on it has arrived."""
     export = record.export
     if export is None or export.phase is not Phase.CLAIMED or export.request_id != request_id or export.sequence:
         return None
@@ -64,7 +65,9 @@ def give_back(record: CellRecord, request_id: str) -> CellRecord | None:
 
 
 def report(record: CellRecord, proof: LeaseProof, sequence: int, progress: Progress) -> CellRecord | None:
-    """Renew the lease and record the progress. The percent never falls, and an outdated report changes nothing.
+    """Renew the lease and record the progress. The percent never falls.
+
+    A report changes nothing if its sequence number is not above that of the latest report.
 
     Raises:
         Refused: PROGRESS_INVALID, EXPORT_NOT_FOUND, LEASE_LOST, LEASE_NOT_HELD
@@ -81,9 +84,9 @@ def report(record: CellRecord, proof: LeaseProof, sequence: int, progress: Progr
 
 
 def restore(record: CellRecord, proof: LeaseProof) -> CellRecord | None:
-    """Return the record with the export that this lease proves, if the store has lost it.
+    """Return the record with the export of this lease, if the store has lost that export, or else None.
 
-    Only a lease restores that is newer than any in the record, and older than the loss.
+    The lease must be newer than every lease in the record, and older than the moment in which the store lost writes.
     """
     ended = record.last_outcome is not None and record.last_outcome.export_id == proof.export_id
     lost = record.epoch < proof.epoch < record.revision
@@ -102,10 +105,12 @@ def restore(record: CellRecord, proof: LeaseProof) -> CellRecord | None:
 
 
 def cancel(record: CellRecord, name: str | None) -> CellRecord | None:
-    """Ask for the end of an export. A queued one becomes EXPIRING at once; a claimed one ends with its next report.
+    """Mark an export as cancelled. A queued export becomes EXPIRING at once, so that the server ends it.
+
+    The exporter of a claimed export is asked to end it by the response to its next report.
 
     Args:
-        name: the snapshot that the caller means, or None for any.
+        name: the snapshot whose export the caller wants to cancel, or None for any.
 
     Raises:
         Refused: NOT_EXPORTING
@@ -143,7 +148,7 @@ def finish(record: CellRecord, proof: LeaseProof, result: Result, reason: Reason
 
 
 def expire(record: CellRecord) -> CellRecord | None:
-    """Refuse every further report: the exporter was silent for too long."""
+    """Make an overdue export EXPIRING, so that every further report on it is refused."""
     export = record.export
     if export is None or export.phase is Phase.EXPIRING:
         return None
@@ -151,7 +156,7 @@ def expire(record: CellRecord) -> CellRecord | None:
 
 
 def end(record: CellRecord, result: Result, reason: Reason | None, now: int) -> CellRecord | None:
-    """Turn the export into the last outcome. `now` is in milliseconds since 1970."""
+    """End the export in progress: it becomes the record's last outcome. `now` is in milliseconds since 1970."""
     export = record.export
     if export is None:
         return None
@@ -186,7 +191,7 @@ def _restorable(proof: LeaseProof) -> bool:
 
 
 def _held_export(record: CellRecord, proof: LeaseProof) -> Export:
-    """Return the export that this lease is for."""
+    """Return the export in progress, if the proof is of its current lease. Raise `Refused` otherwise."""
     export, last = record.export, record.last_outcome
     if export is not None and export.export_id == proof.export_id:
         if not _is_live(export, proof):

@@ -17,15 +17,16 @@ from server.exports.repository import Repository
 from server.exports.store import Store
 from server.refusals import Refusal, Refused
 
-# How many subscribers are woken before other tasks run.
+# How many subscribers of a cell are woken in a row, before other tasks of the event loop run.
 _WOKEN_AT_A_TIME = 50
-# How many cells are read at a time, so that other calls get their share of the store.
+# How many watched cells are read from the store at a time, so that other calls get their share of the store.
 _READS_AT_A_TIME = 8
-# How long a cell waits for its read: as long as any call may take.
+# How long a watched cell waits for its turn to be read, in seconds: as long as a call may take.
 _PATIENCE_SECONDS = 10.0
-# How often an unavailable store is checked.
+# While the store is unavailable, it is checked for the watches this often, in seconds.
 _RECOVERY_SECONDS = 0.5
-# A record read this recently is fresh enough to report that nothing has changed.
+# A keep-alive says that the record has not changed. If the latest read of the record began at most this many seconds
+# ago, the keep-alive is sent without another read.
 _FRESH_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WatchUpdate:
-    """The newest record, and whether it differs from the last one that was sent."""
+    """The newest record of a cell, and whether it differs from the last record that the subscriber was sent."""
 
     record: CellRecord
     changed: bool
@@ -44,7 +45,7 @@ class Watches:
 
     Args:
         keepalive_seconds: the longest time without an update for a cell that doesn't change.
-        patience_seconds: how long a cell waits for its turn to be read.
+        patience_seconds: how long a watched cell waits for its turn to be read from the store.
     """
 
     def __init__(
@@ -81,8 +82,8 @@ class Watches:
             until_ready: whether to end when no export is in progress.
 
         Raises:
-            Refused: REVISION_UNKNOWN, SERVER_SHUTDOWN; and what the store raises, if it is unavailable at the beginning
-                or when a keep-alive is due.
+            Refused: REVISION_UNKNOWN, SERVER_SHUTDOWN; and what the store raises, if the store is unavailable at the
+                beginning or when a keep-alive is due.
         """
         hub = self._join(cell)
         try:
@@ -100,7 +101,7 @@ class Watches:
             self._leave(cell, hub)
 
     async def _next(self, hub: "_CellHub") -> CellRecord:
-        """Return the next record, or the same one again when a keep-alive is due."""
+        """Return the next record, or the same record again when a keep-alive is due."""
         if self._closing:
             raise Refused(Refusal.SERVER_SHUTDOWN)
         # Spread the keep-alives of watches that were opened together.
@@ -130,7 +131,7 @@ class Watches:
             self._recovery = asyncio.create_task(self._recover())
 
     async def _recover(self) -> None:
-        """Check the store until it is available and free of doubt, then refresh all hubs that wait for it."""
+        """Check the store until it is available and not in doubt. Then refresh all hubs that wait for the store."""
         while self._waiting:
             await asyncio.sleep(_RECOVERY_SECONDS)
             try:
@@ -140,7 +141,7 @@ class Watches:
                 continue
             except Exception:
                 # The checks must go on: otherwise the hubs would wait for ever.
-                _log.exception("unexpected error")
+                _log.exception("unexpected error in the check of an unavailable store")
                 continue
             if doubt is None:
                 waiting, self._waiting = self._waiting, set()
@@ -150,7 +151,7 @@ class Watches:
 
 
 class _CellHub:
-    """The newest record of one cell, for all its subscribers. A task of its own refreshes it after each change."""
+    """The newest record of one cell, for all its subscribers. The hub's own task reads it again after each change."""
 
     def __init__(
         self,
@@ -167,9 +168,9 @@ class _CellHub:
         self._slots = slots
         self._on_unavailable = on_unavailable
         self._refused: Refused | None = None
-        # When the last finished read began, in seconds of `time.monotonic`.
+        # When the latest complete read of the store began, in seconds of `time.monotonic`.
         self._refreshed_at = float("-inf")
-        # Set, and replaced, after each read.
+        # Set after each read of the store, and then replaced by a new event.
         self._refreshed = asyncio.Event()
         self._waiters: set[asyncio.Future[bool]] = set()
         self._stack = ExitStack()
@@ -193,7 +194,7 @@ class _CellHub:
         return self.newest
 
     async def wait_for_change(self, seconds: float) -> bool:
-        """Return whether the record changes within that time."""
+        """Return whether subscribers are woken within `seconds`: the record has changed, or the server shuts down."""
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
         timer = loop.call_later(seconds, _resolve, waiter, False)
@@ -214,7 +215,7 @@ class _CellHub:
     async def _keep_fresh(self) -> None:
         while True:
             began, found = await self._read()
-            # Set both only now: during the read, the previous result counts.
+            # Set both after the read: while it ran, the result of the previous read counted.
             self._refreshed_at, self._refused = began, found if isinstance(found, Refused) else None
             refreshed, self._refreshed = self._refreshed, asyncio.Event()
             refreshed.set()
@@ -226,7 +227,7 @@ class _CellHub:
             await self._stale.wait()
 
     async def _read(self) -> tuple[float, CellRecord | Refused]:
-        """Return when the read began, and the record or the refusal that it brought."""
+        """Read the record from the store. Return when the read began, and the record or the store's refusal."""
         began = None
         try:
             async with self._slots.one():
@@ -237,7 +238,7 @@ class _CellHub:
             return began or time.monotonic(), refused
         except Exception:
             # The hub must answer: otherwise its subscribers would wait for ever.
-            _log.exception("unexpected error", extra={"cell": self._cell})
+            _log.exception("unexpected error in the read of a watched cell", extra={"cell": self._cell})
             return began or time.monotonic(), Refused(Refusal.UNEXPECTED)
 
 
@@ -250,7 +251,7 @@ class _ReadSlots:
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
-        """Hold a slot while the context is open. Raise `Refused` with STORE_UNAVAILABLE if none is free in time."""
+        """Hold a slot while the context is open. Raise `Refused` with STORE_UNAVAILABLE if no slot is free in time."""
         try:
             async with asyncio.timeout(self._patience_seconds):
                 await self._free.acquire()

@@ -1,4 +1,4 @@
-"""The parts that run the server and that its operators see. They know nothing of the rules' insides.
+"""What operators see of the server: metrics, traces, logs, health and shutdown. Nothing here calls a rule of `exports`.
 
 - `call_observer` observes every call for `metrics`, traces and the log. `prometheus_*` implement the metrics.
 - `event_log` writes the events of `exports.events` to a file.

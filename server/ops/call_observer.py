@@ -1,4 +1,6 @@
-"""An interceptor that observes every call from beginning to end, for metrics, traces and the log. It decides nothing.
+"""A gRPC interceptor that observes every call from beginning to end, for metrics, traces and the log.
+
+It changes and refuses no call.
 
 The outcome of a call is read when the call's task is over. That happens exactly once, whether the call ended by an
 answer, an abort, an exception, its caller, or the server's shutdown.
@@ -18,6 +20,7 @@ from server.ops.metrics import CallMetrics, MethodMetrics
 from server.rpc import call_context
 from server.rpc.call_context import Context
 
+# Only methods of the cellexport services, whose paths begin like this, get spans of traces.
 _OURS = "/cellexport."
 # The statuses that OpenTelemetry's conventions count as the server's fault.
 _FAILURES = frozenset(
@@ -39,10 +42,10 @@ _log = logging.getLogger(__name__)
 
 
 class CallObserver(grpc.aio.ServerInterceptor):
-    """The interceptor. It observes coroutine functions and asynchronous generators; the server has no other handlers.
+    """The interceptor of all calls. All handlers of the server are coroutine functions or asynchronous generators.
 
     Args:
-        spans: None if traces are off.
+        spans: records spans of traces; None if traces are off.
     """
 
     def __init__(self, spans: Spans | None, metrics: CallMetrics) -> None:
@@ -62,7 +65,7 @@ class CallObserver(grpc.aio.ServerInterceptor):
             self._metrics.count_unknown()
             return None
         observed = self._observed.get(method)
-        # The handler runs in this task, so its log lines carry this mark.
+        # The handler runs in this same task, so its log lines carry this trace id, too.
         traceparent = call_context.traceparent(handler_call_details.invocation_metadata)
         if traceparent is not None:
             logs.mark(trace_id=tracing.trace_id(traceparent))
@@ -74,7 +77,7 @@ class CallObserver(grpc.aio.ServerInterceptor):
         service, _, method = path[1:].partition("/")
         spans = self._spans if path.startswith(_OURS) else None
         if handler.response_streaming and spans is None and not self._metrics.enabled:
-            # Observing a watch costs a kilobyte, and there are thousands.
+            # Observing a watch costs a kilobyte of memory, and thousands of watches may be open.
             return handler
         metrics = self._metrics.of(_kind(handler), service, method)
         attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
@@ -99,7 +102,7 @@ def _kind(handler: Handler) -> str:
 
 
 class _Method:
-    """A method, with the wrappers that observe its calls."""
+    """A gRPC method, with the wrappers that observe its calls."""
 
     def __init__(self, path: str, attributes: tracing.Attributes, spans: Spans | None, metrics: MethodMetrics) -> None:
         self.path = path
@@ -146,7 +149,7 @@ class _Method:
 
 
 class _Call:
-    """One call. It ends with its task."""
+    """One observed call. It ends when its task is over."""
 
     __slots__ = ("_began", "_method", "_span", "raised")
 
@@ -160,7 +163,7 @@ class _Call:
         call_context.when_over(context, self._end)
 
     def receive(self, request: Any) -> Any:
-        """Count the request, or each message of a request stream."""
+        """Count the request, or each message of a request stream. Return the request."""
         metrics = self._method.metrics
         if hasattr(request, "__aiter__"):
             return _counted(request, metrics)

@@ -9,21 +9,23 @@ import grpc
 from server.ops.health import Health
 from server.rpc.in_flight import CallsInFlight
 
-# How long running calls may take to finish.
+# How long running calls may take to finish, in seconds, after the server has begun to refuse new calls.
 LONGEST_GRACE_SECONDS = 8.0
-# After this long without a running call, any call that gRPC still holds is lost.
+# If no call has run for this long, in seconds, while gRPC still holds calls, gRPC will never serve those calls.
+# They are cancelled.
 _LOST_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
 
 
 class Drain:
-    """The sequence of a shutdown.
+    """The steps of a server's shutdown.
 
     Args:
         calls: counts the running calls.
         seconds: how long new calls are still served after health turned NOT_SERVING.
-        closing: refuse their waiting calls; called in this order before the server refuses new calls.
+        closing: functions that each end the waiting calls or streams of one part of the server. They are called in this
+            order before the server refuses new calls.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Drain:
         self._closing = closing
 
     async def run(self) -> None:
-        """Drain, and return when no call is running: at the latest `seconds` and the grace from now."""
+        """Drain, and return when no call is running: at the latest after `seconds` and the grace of 8 seconds."""
         self._health.drain()
         _log.info("draining: health is NOT_SERVING", extra={"seconds": self._seconds})
         await asyncio.sleep(self._seconds)

@@ -2,8 +2,8 @@
 
     {time},[INFO ],"{request key}","{external}","{schema}","{subject}","{type}","{object}","{info}"
 
-A task of its own writes the lines. Callers put lines into a bounded queue and wait while it is full, so no event is
-dropped. No token, cookie or peer is ever written.
+A background task writes the lines to the file. Callers put lines into a bounded queue and wait while the queue is full,
+so a full queue drops no event. No token, cookie or `p_cookie_peer` is ever written.
 """
 
 import asyncio
@@ -22,7 +22,8 @@ from server.exports.events import Event
 
 _OBJECT = "personium-localcell:/__export"
 _LONGEST_QUEUE = 4096
-# Let a batch grow: waking a thread for each batch costs more than writing its lines.
+# Lines are gathered for this long, in seconds, and then written as one batch: waking a thread for each batch costs more
+# than writing its lines.
 _GATHER_SECONDS = 0.02
 _MOST_BYTES = 50 * 1024 * 1024
 _KEPT = 12
@@ -69,7 +70,7 @@ class EventLog:
         """Open the file for appending.
 
         Args:
-            lost: called from any thread with the number of events that could not be written.
+            lost: called after each batch of events that could not be written, with the number of events in this batch.
 
         Raises:
             OSError: if the file can't be opened.
@@ -81,7 +82,7 @@ class EventLog:
         await self._lines.put(format_line(event))
 
     async def flush(self) -> None:
-        """Wait until all events so far are written."""
+        """Wait until all events that were accepted so far are written or lost."""
         await self._lines.join()
 
     async def close(self) -> None:
@@ -109,11 +110,11 @@ class EventLog:
 
 
 class _Handler(RotatingFileHandler):
-    """A rotating file whose failures are logged once in the application log and stop nobody."""
+    """A rotating file. A series of failed writes is logged once, in the server's own log; no caller gets the error."""
 
-    # Whether the latest line met an error, and whether the error was logged.
+    # Whether writing the latest batch met an error, and whether an error was logged since the last success.
     _failing = _logged = False
-    # Whether the latest line was lost.
+    # Whether the latest batch of events was lost.
     lost = False
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -143,7 +144,7 @@ class _Handler(RotatingFileHandler):
             self._log_once(error)
 
     def _reopen_if_gone(self) -> None:
-        """Open a new file if the present one was removed or renamed."""
+        """If the file was removed or renamed, close it, so that the next write opens a new file."""
         stream = self.stream
         if stream is None:
             return

@@ -1,7 +1,8 @@
 """The health service `grpc.health.v1`: whether this server should receive calls. Callers need no token.
 
-The server is SERVING while the store answers, also while the store is in doubt: every server refuses statuses then, and
-exporters must reach one for the doubt to end. All services have the same health. It reveals nothing about cells.
+The server is SERVING while the store answers, also while the store is in doubt (it is new or lost writes, so its
+records may be outdated). Every server refuses statuses then, but exporters must reach a server to report. All services
+have the same health. It reveals nothing about cells.
 """
 
 import asyncio
@@ -21,17 +22,18 @@ SERVICE = Default().FindServiceByName("grpc.health.v1.Health")
 
 _TICK_SECONDS = 0.25
 _MOST_WATCHES = 1000
-# In characters. A watch of an unknown service stays open and keeps the name in memory, so longer names are not watched.
+# The longest service name that is watched, in characters: a watch of an unknown service stays open and keeps the name
+# in memory.
 _LONGEST_NAME = 256
 
 _log = logging.getLogger(__name__)
 
 
 class Health(HealthServicer):
-    """The service. In the library's own, a watcher that reads nothing blocks Check and all other watchers.
+    """The health service. In grpc's own, a watcher that reads nothing blocks Check and all other watchers.
 
     Args:
-        pulse: tells whether the store answers.
+        pulse: reports whether the store answers.
         services: the full names of the known services.
     """
 
@@ -41,11 +43,11 @@ class Health(HealthServicer):
         self._streams = PublicStreams(most=_MOST_WATCHES)
         self._serving = False
         self._draining = False
-        # Set, and replaced, with each change.
+        # Set when the status changes, and then replaced by a new event.
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Follow the store until cancelled."""
+        """Update the status from the store's pulse until cancelled."""
         while True:
             self._update(serving=self._pulse.beats and not self._draining)
             await asyncio.sleep(_TICK_SECONDS)
@@ -59,7 +61,7 @@ class Health(HealthServicer):
         """End every watch and refuse new ones."""
         self._streams.close()
 
-    # The contract names these methods.
+    # The contract `grpc.health.v1` prescribes the names of these methods.
 
     async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:  # noqa: N802
         if request.service not in self._known:

@@ -1,4 +1,4 @@
-"""What the server counts: ports, and the implementations for a server without metrics."""
+"""The ports (interfaces) to the server's metrics, and implementations for a server without metrics."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -39,7 +39,7 @@ class CallMetrics(Protocol):
         """
 
     def count_unknown(self) -> None:
-        """Count a call of a method that doesn't exist. Its name is the caller's invention, and so not a label."""
+        """Count a call of a method that doesn't exist. The caller chose its name, so the name is no label."""
 
 
 class Metrics(Protocol):
@@ -53,16 +53,16 @@ class Metrics(Protocol):
         """Count an operation of the store, its outcome and its duration."""
 
     def count_exports(self, records: Sequence[CellRecord]) -> None:
-        """Set the number of exports in progress."""
+        """Set the numbers of exports in progress. `records` holds all of them."""
 
     def count_end(self, outcome: Outcome) -> None:
         """Count the end of an export."""
 
     def count_lost_events(self, number: int) -> None:
-        """Count events that could not be written to the event log. Called from any thread."""
+        """Add `number` events that could not be written to the event log."""
 
     def follow_watches(self, count: Callable[[], float]) -> None:
-        """Report the number of open watches, which `count` returns."""
+        """Report the number of open watches; `count` returns it at each scrape."""
 
 
 class _NoMethodMetrics:

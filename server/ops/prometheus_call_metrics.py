@@ -8,7 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from server.ops.metrics import MethodMetrics
 
 _METHOD = ("grpc_type", "grpc_service", "grpc_method")
-# In seconds. A status takes less than a millisecond, a wait for work half a minute.
+# The buckets for the duration of calls, in seconds. A status takes less than a millisecond; a claim waits up to half a
+# minute for an export.
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _UNKNOWN = ("unknown", "unknown", "unknown")
 

@@ -11,7 +11,8 @@ from server.exports.model import CellRecord, Export, Outcome, Phase
 from server.ops.prometheus_call_metrics import PrometheusCallMetrics
 
 _STATES = ("queued", "running", "stalled")
-# In seconds. SQLite answers reads from memory within microseconds; no operation takes longer than a second.
+# The buckets for the duration of store operations, in seconds. SQLite answers reads from memory within microseconds; no
+# operation takes longer than a second.
 _STORE_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
@@ -43,7 +44,7 @@ class PrometheusMetrics:
             ("result", "reason"),
             registry=registry,
         )
-        # Finding a child by its labels costs more than counting.
+        # The counting functions by operation and outcome: finding one by its labels each time costs more than counting.
         self._store_children: dict[tuple[str, str], Callable[[float], None]] = {}
         self.count_exports(())
 

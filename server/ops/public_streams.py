@@ -1,4 +1,4 @@
-"""Limits for streams that need no token: their number, their duration, and their end at shutdown."""
+"""Limits for the streams that need no token (health, reflection): their number, duration, and end at shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -36,7 +36,10 @@ class PublicStreams:
 
     @asynccontextmanager
     async def room(self, context: Context) -> AsyncIterator[None]:
-        """Hold a place for a stream while open. Abort the call if there is none, or when its time is up."""
+        """Hold a place for a stream while the context is open.
+
+        Abort the call if no place is free, when it has lasted `seconds`, or when the server shuts down.
+        """
         if self._closing:
             await _refuse(context, Refusal.SERVER_SHUTDOWN)
         if len(self._open) >= self._most:

@@ -1,6 +1,6 @@
-"""Reflection: the contract, for tools without a copy of it. Callers need no token.
+"""The gRPC reflection service: it sends the contract to tools that have no copy. Callers need no token.
 
-It is served under both names that tools use. The messages of `v1` and `v1alpha` are identical on the wire.
+The service has both names that tools use. The messages of `v1` and `v1alpha` are identical on the wire.
 """
 
 from collections.abc import AsyncIterable, Iterable
@@ -18,14 +18,15 @@ from server.rpc.call_context import Context
 NAMES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
 _MOST_STREAMS = 64
-# Tools ask all their questions at once. A tool that keeps the stream open longer must open a new one.
+# The longest duration of a stream, in seconds. Tools ask all their questions at once; a tool that needs longer must
+# open a new stream.
 _SECONDS = 30.0
 
 _Answers = AsyncIterable[ServerReflectionResponse]
 
 
 class Reflection:
-    """The service. It shows only the given services and the files that they import.
+    """The reflection service. It shows only the given services and the files that they import.
 
     Args:
         services: the services to show.
@@ -54,7 +55,7 @@ class Reflection:
 
     async def _answer_all(self, requests: AsyncIterable[ServerReflectionRequest], context: Context) -> None:
         async with self._streams.room(context):
-            # The library's stub declares a coroutine, but it is a generator.
+            # The library's type stub declares a coroutine, but the method is an asynchronous generator.
             answers = cast(_Answers, self._servicer.ServerReflectionInfo(requests, context))
             async for answer in answers:
                 await context.write(answer)

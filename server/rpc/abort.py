@@ -15,29 +15,33 @@ from server.refusals import Refusal, Refused
 from server.rpc.call_context import Context
 from server.rpc.refusal_table import RETRY_SECONDS, STATUS
 
-# Refusals for which the caller is to blame.
+# The statuses of refusals for which the caller is to blame. They are logged at INFO.
 _CALLERS_FAULT = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 
 _log = logging.getLogger(__name__)
 
 
-def to_refused(error: Exception, key: str) -> Refused:
-    """Return the error as a refusal. An unexpected one becomes UNEXPECTED with an id, and is logged under that id."""
+def to_refused(error: Exception, *, method: str, cell: str, key: str) -> Refused:
+    """Return a call's error as a refusal.
+
+    An error other than `Refused` is logged with an id, and becomes UNEXPECTED with the same id.
+    """
     if isinstance(error, Refused):
         return error
     error_id = secrets.token_hex(8)
-    _log.error("unexpected error", exc_info=error, extra={"error_id": error_id, "request_key": key})
+    fields = {"error_id": error_id, "method": method, "cell": cell, "request_key": key}
+    _log.error("unexpected error in a call", exc_info=error, extra=fields)
     return Refused(Refusal.UNEXPECTED, error_id=error_id)
 
 
 def log_refusal(refused: Refused, *, method: str, cell: str, key: str) -> None:
-    """Log a refused call, or one refused entry of a batch."""
+    """Log a refused call, or one refused cell of a `BatchGetCellExports` call."""
     fields = {"reason": refused.refusal.name, "method": method, "cell": cell, "request_key": key}
     if refused.note:
         fields["note"] = refused.note
-    # Only a note that asks an operator to act is an error. An unavailable store is logged once, by `exports.expiry`.
+    # Only a note that asks an operator to act is logged as an error. `exports.expiry` logs an unavailable store once.
     minor = refused.refusal.value.retry or STATUS[refused.refusal] in _CALLERS_FAULT
-    _log.log(logging.ERROR if refused.note and not minor else logging.INFO, "refused", extra=fields)
+    _log.log(logging.ERROR if refused.note and not minor else logging.INFO, "call refused", extra=fields)
 
 
 async def abort(context: Context, refused: Refused, key: str) -> Never:
@@ -45,8 +49,8 @@ async def abort(context: Context, refused: Refused, key: str) -> Never:
     trailing = (
         (request_key.METADATA, key),
         ("grpc-status-details-bin", _status(refused).SerializeToString()),
-        # Stop the channel's own retries: they would lose the reason, and use up the caller's time while a store is
-        # unavailable.
+        # Stop the retries of the caller's gRPC channel: they would lose the reason, and use up the caller's time while
+        # the store is unavailable.
         ("grpc-retry-pushback-ms", "-1"),
     )
     await context.abort(STATUS[refused.refusal], refused.text, trailing)

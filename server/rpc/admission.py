@@ -33,7 +33,7 @@ class Admission:
         self._cells = cells
 
     def admit(self, cell: str | None, credentials: Credentials, privilege: Privilege) -> Identity:
-        """Return the caller, if it holds the privilege on the cell.
+        """Return the caller's identity, if the caller holds the privilege on the cell.
 
         Args:
             cell: the cell's name, or None for a call about the whole unit.
@@ -53,7 +53,11 @@ class Admission:
 
 
 def presented_in(metadata: Any) -> tuple[str, Credentials]:
-    """Return the call's request key, or a new one, and its credentials. Raise `Refused` with REQUEST_KEY_INVALID."""
+    """Return the call's request key, or a new key if it has none, and its credentials.
+
+    Raises:
+        Refused: REQUEST_KEY_INVALID
+    """
     return _key(metadata), _credentials(metadata)
 
 
@@ -72,11 +76,11 @@ def _credentials(metadata: Any) -> Credentials:
         authorization=",".join(authorization) if authorization else None,
         cookies=_values(metadata, COOKIE),
         peers=_values(metadata, COOKIE_PEER),
-        # Joined as an HTTP server joins repeated header lines.
+        # Join repeated values as an HTTP server joins repeated header lines.
         unit_user=",".join(_values(metadata, UNIT_USER)),
     )
 
 
 def _values(metadata: Any, name: str) -> tuple[str, ...]:
-    # Binary values count as malformed, not as absent.
+    # A binary value becomes `?`, so that it counts as malformed, not as absent.
     return tuple(value if isinstance(value, str) else "?" for key, value in metadata if key == name)

@@ -1,7 +1,7 @@
-"""The guard around every method: it admits the call, bounds its time, and turns every error into a refusal.
+"""The guard around every method: it admits the call, limits its time, and turns every error into a refusal.
 
-The order is the contract's: request key, cell, authentication, authorisation, then the method. A method without a
-privilege keeps the server from starting.
+The order is the contract's: request key, cell, authentication, authorisation, then the method. The server doesn't
+start if a method has no privilege.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ from server.rpc.call_context import Context
 from server.rpc.in_flight import CallsInFlight
 from server.rpc.methods import BatchMethod, GuardedMethod, StreamMethod, UnaryMethod
 
-# How many cells of one batch are read at a time.
+# How many cells of one `BatchGetCellExports` call are read from the store at a time.
 _CELLS_AT_A_TIME = 25
-# How many batches are answered at a time: a thousand at once would starve all other calls.
+# How many `BatchGetCellExports` calls are answered at a time: a thousand at once would starve all other calls.
 _BATCHES_AT_A_TIME = 2
 
 _T = TypeVar("_T")
@@ -51,7 +51,7 @@ class _Incoming:
 
 
 class Guard:
-    """Wraps methods. Every error that leaves it is a `Refusal`, sent by `abort`.
+    """The wrapper of all gRPC methods. Every error of a method reaches the caller as a `Refusal`, sent by `abort`.
 
     Args:
         admission: decides whether a call may run.
@@ -70,7 +70,8 @@ class Guard:
         """Return the service with its guarded methods, for grpc to serve.
 
         Raises:
-            ValueError: if a method of the service is missing in `methods`, or `methods` has one more.
+            ValueError: if a method of the service is missing in `methods`, or `methods` has a method that is not in the
+                service.
         """
         declared = {method.name for method in service.methods}
         if declared != methods.keys():
@@ -164,21 +165,21 @@ class Guard:
         return identity.remaining_seconds(self._clock())
 
     def _log_undecodable(self, name: str) -> None:
-        """Log at most once a second: such messages come in floods."""
+        """Log a request that can't be decoded, at most once a second: such requests come in floods."""
         now = time.monotonic()
         if now - self._undecodable_logged_at >= 1:
             self._undecodable_logged_at = now
-            _log.info("refused", extra={"reason": "undecodable message", "method": name})
+            _log.info("call refused", extra={"reason": "undecodable message", "method": name})
 
 
 def _refuse(error: Exception, method: str, cell: str, key: str) -> Refused:
-    refused = to_refused(error, key)
+    refused = to_refused(error, method=method, cell=cell, key=key)
     log_refusal(refused, method=method, cell=cell, key=key)
     return refused
 
 
 def _deserializer(message: type[Message]) -> Callable[[bytes], Message | None]:
-    """Return a parser that yields None for malformed bytes, because grpc's own error shows a stack trace."""
+    """Return a parser of requests. It returns None for malformed bytes: for an exception grpc logs a stack trace."""
 
     def deserialize(data: bytes) -> Message | None:
         try:
@@ -190,7 +191,7 @@ def _deserializer(message: type[Message]) -> Callable[[bytes], Message | None]:
 
 
 def _require_time(context: Context) -> None:
-    """Refuse work whose caller has stopped waiting."""
+    """Raise `Refused` with DEADLINE_PASSED if the caller's deadline has passed, so that it no longer waits."""
     if call_context.is_late(context):
         raise Refused(Refusal.DEADLINE_PASSED)
 

@@ -7,7 +7,7 @@ from server.rpc.call_context import Context
 
 
 class CallsInFlight:
-    """Counts calls from the moment their method receives them until their answer is sent or no longer wanted."""
+    """The count of calls being served: from the moment a method receives a call until it is answered or cancelled."""
 
     def __init__(self) -> None:
         self._calls = 0
@@ -21,7 +21,7 @@ class CallsInFlight:
         call_context.when_over(context, self._remove)
 
     async def wait_for_none(self, *, seconds: float) -> None:
-        """Wait until there are no calls, and still none `seconds` later."""
+        """Wait until no call is being served, and still none `seconds` later."""
         while True:
             await self._none.wait()
             await asyncio.sleep(seconds)

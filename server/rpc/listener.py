@@ -10,7 +10,7 @@ from cellexport.environment import Environment
 from cellexport.pem import Pem, PemFiles, PemReloader
 from cellexport.program.listening import SOCKET_MODE, Listener
 
-# How many calls may be in progress in total. gRPC answers one more with RESOURCE_EXHAUSTED.
+# How many calls may be in progress in total. gRPC ends every further call with RESOURCE_EXHAUSTED.
 MOST_CALLS = 25_000
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
@@ -23,7 +23,7 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     # A client that vanished without closing its connection is noticed within 80 seconds.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # Half of our own client's interval (`cellexport.client`). A client that pings more often is disconnected.
+    # A client that pings more often is disconnected. Our own client (`cellexport.client`) pings half as often as this.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
@@ -37,7 +37,7 @@ class ListenError(Exception):
 class GrpcListener:
     """The settings of the gRPC port.
 
-    A connection is asked to close at `age_seconds`, and closed `grace_seconds` later.
+    The server asks the client to close a connection at the age of `age_seconds`, and closes it `grace_seconds` later.
     """
 
     listener: Listener
@@ -46,7 +46,7 @@ class GrpcListener:
 
     @classmethod
     def read(cls, environment: Environment) -> "GrpcListener":
-        """Read the settings. Raise `SettingError` for a bad value."""
+        """Read the settings. Raise `SettingError` for an invalid value."""
         return cls(
             listener=Listener.read(environment, "GRPC", "127.0.0.1:50051"),
             age_seconds=environment.seconds("CELLEXPORT_CONNECTION_AGE_SECONDS", 3600, minimum=1, maximum=7 * 86400),
@@ -62,7 +62,7 @@ class GrpcListener:
         )
 
     def listen(self, server: grpc.aio.Server) -> str:
-        """Listen, and return the address with the port that the system chose for port 0.
+        """Listen on the address, and return it. For port 0, return it with the port that the system chose.
 
         Raises:
             ListenError: if the address can't be listened on.
@@ -70,7 +70,7 @@ class GrpcListener:
         address = self.listener.address
         self.listener.warn_if_wide()
         try:
-            # Probe first: for a port in use grpc writes only to its own log.
+            # Probe the address first: grpc reports a port in use only in its own log.
             address.probe()
             if self.listener.tls:
                 port = server.add_secure_port(str(address), _credentials(self.listener.tls))
@@ -84,7 +84,7 @@ class GrpcListener:
 
 
 def taken(name: str, address: Address) -> ListenError:
-    """Return the error for an address that can't be listened on. `name` is its setting."""
+    """Return the error for an address that can't be listened on. `name` is the setting with the address."""
     return ListenError(
         f"{name}: {address} can't be listened on. "
         "Another program may be using it: stop that one, or name another address."

@@ -42,7 +42,7 @@ def batch(
 
 
 def watch_update(update: WatchUpdate) -> cell_export_pb2.WatchCellExportResponse:
-    """Return a message of a watch. A keep-alive has no status, only the revision."""
+    """Return the message for an update of a watch. A keep-alive has no status, only the revision."""
     status = cell_export(update.record) if update.changed else None
     return cell_export_pb2.WatchCellExportResponse(cell_export=status, revision=update.record.revision)
 

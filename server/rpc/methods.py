@@ -1,4 +1,8 @@
-"""The description of a method for the guard: its privilege, its implementation, and its bounds."""
+"""Descriptions of the gRPC methods, from which `rpc.guard` builds the check around each method.
+
+A description holds the privilege that a caller needs, the function that serves the call, and limits: the longest
+duration of a call, the most cells in it, or the most open streams.
+"""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +21,8 @@ class UnaryMethod:
     """A method with one answer.
 
     Args:
-        privilege: needed on the cell of the request, or on the unit if the request names no cell.
-        most_seconds: the longest it may take, whatever deadline the caller sets.
+        privilege: what the caller needs on the cell of the request, or on the unit if the request names no cell.
+        most_seconds: the longest that a call may take, whatever deadline the caller sets.
         ends_with_token: whether the call ends when the caller's token expires. Only for long waits: a short call has
             already taken effect by then, and must not be reported as refused.
     """
@@ -31,10 +35,10 @@ class UnaryMethod:
 
 @dataclass(frozen=True, slots=True)
 class BatchMethod:
-    """A method about many cells. It is called once for each cell, and each cell fails alone.
+    """A method about many cells. It is called once for each cell; a refusal for one cell leaves the others alone.
 
     Args:
-        privilege: needed on each cell.
+        privilege: what the caller needs on each cell.
         answer: makes the response from the cells and the message or refusal of each.
         most_cells: the longest list of cells that is accepted.
         most_seconds: the longest that the whole batch may take.
@@ -52,7 +56,7 @@ class StreamMethod:
     """A method with a stream of answers. It ends when the caller's token expires.
 
     Args:
-        privilege: needed on the cell, and checked again before each message.
+        privilege: what the caller needs on the cell; checked again before each message.
         limit: how many streams may be open at once.
     """
 

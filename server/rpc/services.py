@@ -1,4 +1,7 @@
-"""The methods of the contract and their privileges: a message in, one use case, a message out."""
+"""The methods of the gRPC contract and their privileges.
+
+Each method converts the request, calls one operation of `exports`, and converts the result to the response.
+"""
 
 import logging
 from collections.abc import AsyncGenerator, Mapping
@@ -34,7 +37,7 @@ class CellExportService:
     """The status of a cell's export, its start and its cancellation.
 
     Args:
-        log: takes an event for each status that is given.
+        log: the event log, which gets an event for each status that is returned.
         clock: milliseconds since 1970.
     """
 
@@ -50,7 +53,7 @@ class CellExportService:
 
     @property
     def methods(self) -> Mapping[str, GuardedMethod]:
-        """Return the methods by name, for the guard."""
+        """Return the descriptions of the methods by name, for `rpc.guard`."""
         return {
             "GetCellExport": UnaryMethod(Privilege.ROOT, self._get),
             "BatchGetCellExports": BatchMethod(
@@ -103,10 +106,10 @@ class CellExportService:
 
 
 class ExporterService:
-    """Work for exporters, their reports, and the end of their exports.
+    """The claims and reports of exporters, and the end of their exports.
 
     Args:
-        unit_url: for the manifest of each snapshot.
+        unit_url: the unit's URL, which exporters write into the manifest of each snapshot.
         lease_seconds: how long a lease lasts after each report.
     """
 
@@ -121,7 +124,7 @@ class ExporterService:
 
     @property
     def methods(self) -> Mapping[str, UnaryMethod]:
-        """Return the methods by name, for the guard."""
+        """Return the descriptions of the methods by name, for `rpc.guard`."""
         return {
             "ClaimExport": UnaryMethod(
                 Privilege.EXPORT_REPORT, self._claim, _LONGEST_WAIT_SECONDS + 10, ends_with_token=True
@@ -157,7 +160,7 @@ class ExporterService:
         proof = messages.presented_lease(request.lease).proof(call.identity.holder)
         record = await self._lifecycle.finish(request.cell, proof, result, reason, call.identity.caller)
         labels = {"cell": request.cell, "request_key": proof.request_key}
-        _log.info("export finished", extra=labels | outcome_fields(result, reason))
+        _log.info("export ended", extra=labels | outcome_fields(result, reason))
         return exporter_pb2.FinishExportResponse(cell_export=messages.cell_export(record))
 
     def _find_cell(self, name: str) -> Cell:
@@ -170,7 +173,7 @@ class ExporterService:
 
 def _ending(request: exporter_pb2.FinishExportRequest) -> tuple[Result, Reason | None]:
     result = messages.result(request.result)
-    # An unknown reason of a newer exporter is still a failure.
+    # A newer exporter may send a reason that this server doesn't know. The export has still failed: record INTERNAL.
     reason = messages.reason(request.reason) or (Reason.INTERNAL if request.reason else None)
     if result is None:
         raise Refused(Refusal.OUTCOME_INVALID)

@@ -7,28 +7,28 @@ from server.refusals import Refusal, Refused
 
 
 class StreamLimit:
-    """Counts the open streams of one method on this server.
+    """The limit and the count of the open streams of one method on this server.
 
     Args:
-        total: how many may be open.
-        per_caller: how many one caller may have open. A unit-level caller may have them all.
+        total: how many streams may be open.
+        per_caller: how many of them one caller may have open. A unit-level caller may have all of `total`.
     """
 
     def __init__(self, *, total: int, per_caller: int) -> None:
         self._total = total
         self._per_caller = per_caller
-        # By caller. The key None counts all streams.
+        # The number of open streams by caller. The key None counts the streams of all callers.
         self._open: Counter[str | None] = Counter()
 
     def room(self) -> "_Room":
-        """Return a place among all streams, to be taken before the caller is known.
+        """Return a context that takes one of the places of all callers, before the caller is known.
 
-        Entering it raises `Refused` with TOO_MANY_WATCHES.
+        Entering the context raises `Refused` with TOO_MANY_WATCHES.
         """
         return _Room(self, None, self._total)
 
     def room_for(self, identity: Identity) -> "_Room":
-        """Return a place among the caller's streams. Entering it raises `Refused` with TOO_MANY_WATCHES."""
+        """Return a context that takes a place of the caller. Entering it raises `Refused` with TOO_MANY_WATCHES."""
         caller = identity.holder or identity.caller.subject or ""
         return _Room(self, caller, self._total if identity.for_unit else self._per_caller)
 
@@ -49,9 +49,9 @@ class StreamLimit:
 
 
 class _Room:
-    """A place that is taken while the context is open.
+    """A place for a stream, which is taken while the context is open.
 
-    A class, because there are thousands: a generator for each would cost a kilobyte.
+    It is a class, because thousands are open: a generator for each would cost a kilobyte of memory.
     """
 
     __slots__ = ("_caller", "_limit", "_most")

@@ -17,9 +17,10 @@ Measure = Callable[[str, str, float], None]
 
 
 class MeasuredStore:
-    """Times each operation of another store.
+    """A store that passes each operation to another store, and measures its outcome and duration.
 
-    The outcome is `ok`, `conflict` if somebody else has written, `cancelled`, `error`, or the refusal's name.
+    The outcome is `ok`, `conflict` if somebody else has written the record first, `cancelled`, `error`, or the name of
+    the refusal.
     """
 
     def __init__(self, store: Store, measure: Measure) -> None:

@@ -29,10 +29,12 @@ async def open_store(place: Path | RedisPlace, clock: Callable[[], int]) -> Stor
 
 
 def read_place(environment: Environment, unit_dir: Path) -> Path | RedisPlace:
-    """Read where the store is. The URL may contain a password: it is never shown, and may be in a file.
+    """Return the place of the store: the path of a SQLite file, or the address of a Redis.
+
+    The URL in the setting may contain a password: it is never shown, and may be in a file.
 
     Raises:
-        SettingError: for a bad value, or for plaintext to another machine that is not allowed.
+        SettingError: if the URL is invalid, or if it leads to another machine over plaintext that is not allowed.
     """
     name, url = environment.secret_text(_STORE)
     scheme, _, path = (url or f"sqlite:///{unit_dir / 'export.db'}").partition("://")

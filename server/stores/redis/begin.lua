@@ -1,7 +1,7 @@
--- Reads the mark, and makes a new one if this Redis may have lost writes.
+-- Reads the mark (it says which run of Redis the servers trust). Writes a new mark if this Redis may have lost writes.
 -- KEYS: mark
--- ARGV: the time in milliseconds; the floor that the caller knows, or 0
--- Returns: floor, settled, the eviction policy
+-- ARGV: the time in milliseconds; the floor of the mark that the caller knows, or 0
+-- Returns: floor and settled of the mark; Redis's eviction policy
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 local policy = string.match(redis.call('INFO', 'memory'), 'maxmemory_policy:([%w-]+)') or ''
 local mark = redis.call('HMGET', KEYS[1], 'run', 'floor', 'settled', 'top')
@@ -9,7 +9,7 @@ local known, floor = tonumber(ARGV[2]), tonumber(mark[2] or 0)
 if mark[1] == run and floor >= known then
     return {mark[2], mark[3], policy}
 end
--- Higher than any revision that can have been written in the moments that were lost.
+-- Redis can't have lost more revisions than this: it loses only the writes of its last moments.
 local lost = 60000
 floor = math.max(tonumber(ARGV[1]), floor + 1, known + lost, tonumber(mark[4] or 0) + lost)
 local text = string.format('%.0f', floor)

@@ -1,4 +1,4 @@
-"""A client for Redis that greets each new connection before its first use."""
+"""A client for Redis that calls a function, the greeting, on each new connection before its first use."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,7 +11,8 @@ from redis.backoff import NoBackoff
 
 from server.stores.redis.place import RedisPlace
 
-# An operation may take one second in total. An unavailable sentinel must not use that up.
+# How long a socket waits for Redis, or for a sentinel, in seconds. An operation may take one second in total, so an
+# unavailable sentinel must not use that up.
 _SOCKET_SECONDS = 1.0
 _SENTINEL_SECONDS = 0.25
 

@@ -31,7 +31,7 @@ def encode(record: CellRecord) -> bytes:
 
 
 def decode(cell: str, revision: int, data: bytes) -> CellRecord:
-    """Return the record.
+    """Return the record that the bytes hold.
 
     Raises:
         ValueError: if the bytes are damaged, of another cell or of a newer version, or hold an unknown phase or reason.

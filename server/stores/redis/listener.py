@@ -1,4 +1,4 @@
-"""The subscription to changes in Redis, made by any server."""
+"""The subscription to the changes that any server makes in Redis."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from redis.asyncio.client import PubSub
 from server.stores.changes import Changes
 from server.stores.redis import scripts
 
-# How often the connection is pinged.
+# How often the connection is pinged while no change arrives, in seconds.
 _PING_SECONDS = 0.5
 _RECONNECT_SECONDS = 0.5
 
@@ -20,7 +20,10 @@ _log = logging.getLogger(__name__)
 
 
 async def listen(client: Redis, changes: Changes) -> Never:
-    """Pass on changes until cancelled. After each gap notify everybody: changes may have been missed."""
+    """Notify this server's subscribers of changes in Redis until cancelled.
+
+    After each gap in the subscription, notify all subscribers, because changes may have been missed.
+    """
     while True:
         try:
             async with client.pubsub() as subscription:
@@ -30,7 +33,7 @@ async def listen(client: Redis, changes: Changes) -> Never:
             pass
         except Exception:
             # The listener must go on: otherwise every subscriber would wait for ever.
-            _log.exception("unexpected error")
+            _log.exception("unexpected error in the subscription to Redis")
         changes.notify_all()
         await asyncio.sleep(_RECONNECT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
 

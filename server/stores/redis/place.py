@@ -21,7 +21,7 @@ class _UrlError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RedisPlace:
-    """A Redis, or the sentinels that know its address. Its text contains no secret."""
+    """The address of a Redis, or of the sentinels that know it. Its `str()` contains no secret."""
 
     hosts: tuple[tuple[str, int], ...]
     database: int
@@ -29,7 +29,7 @@ class RedisPlace:
     password: Secret | None
     # The sentinels' name for the Redis; empty without sentinels.
     service: str = ""
-    # Files by redis-py's parameter names; None without TLS.
+    # Paths of certificate files by redis-py's parameter names; None without TLS.
     tls: Mapping[str, str] | None = None
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class RedisPlace:
         `redis+sentinel://[[user]:password@]host[:port],…/service[/database]`.
 
         Args:
-            name: the setting, for the error.
+            name: the name of the setting, for the error's text.
 
         Raises:
             SettingError: if the URL is malformed.

@@ -28,7 +28,7 @@ from server.stores.redis.place import RedisPlace
 
 _BUDGET_SECONDS = 1.0
 _MOST_CONNECTIONS = 32
-# A new mark may appear during an operation, but not again and again.
+# How often an operation is tried while new marks keep appearing: one may appear during an operation, but not many.
 _MOST_MARKS = 3
 # How many damaged records are logged.
 _MOST_LOGGED = 100
@@ -40,7 +40,7 @@ _NOTES: dict[type[Exception], str] = {
     TimeoutError: "Redis did not answer within a second: check that it runs, and whether it expects TLS",
     exceptions.ConnectionError: "Redis can't be reached: check that it runs at the address in CELLEXPORT_STORE",
 }
-# The code at the beginning of any other error of Redis.
+# The code at the beginning of an error of Redis that is not in `_NOTES`.
 _ERROR_CODE = re.compile(r"[A-Z]{2,30}\b")
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class RedisStore:
         self._settled = False
         self._policy = ""
         self._changes = Changes()
-        # From the latest list, by cell: the stored bytes and the decoded record.
+        # By cell: the stored bytes and the decoded record, from the latest call of `underway`.
         self._decoded: dict[str, tuple[bytes, CellRecord]] = {}
         self._logged_damaged: set[str] = set()
         self._read = self._client.register_script(scripts.load("read"))
@@ -70,7 +70,7 @@ class RedisStore:
 
     @classmethod
     async def open(cls, place: RedisPlace, clock: Callable[[], int]) -> "RedisStore":
-        """Open the store. An unreachable Redis may become available later; a wrong configuration is an error.
+        """Open the store. An unreachable Redis is only logged, because it may become available later.
 
         Args:
             clock: milliseconds since 1970.
@@ -108,7 +108,7 @@ class RedisStore:
     async def underway(self) -> Sequence[CellRecord]:
         found = await self._run(self._list, [scripts.MARK, scripts.UNDERWAY], [])
         triples = zip(found[::3], found[1::3], found[2::3], strict=True)
-        # Most records haven't changed since the last list: don't decode them again.
+        # Most records haven't changed since the previous call: don't decode them again.
         before, self._decoded = self._decoded, {}
         records = []
         for name, revision, data in triples:
@@ -141,7 +141,7 @@ class RedisStore:
         return None if self._settled else self._floor
 
     async def settle(self, doubt: int) -> None:
-        # No retry with another floor: a newer doubt has only begun, and no exporter has reported in it.
+        # Don't retry with another floor: it means a newer doubt, during which no exporter may have reported yet.
         state, *_ = await self._ask(self._settle, [scripts.MARK], [str(doubt)])
         if state == b"ok" and doubt == self._floor:
             self._settled = True
@@ -162,7 +162,7 @@ class RedisStore:
         floor, settled, policy = int(mark[0]), mark[1] == b"1", mark[2].decode()
         known = self._floor, self._settled
         if floor < self._floor:
-            # A late answer to an earlier request.
+            # This is a late answer to an earlier request: a newer mark is already known.
             return
         self._floor, self._settled, self._policy = floor, settled, policy
         if known != (self._floor, self._settled):
@@ -186,7 +186,7 @@ class RedisStore:
         return replace(record, revision=self._floor, trust=Trust.SURE if self._settled else Trust.DOUBTFUL)
 
     def _log_damaged(self, cell: str, error: ValueError) -> None:
-        """Log a damaged record once. It is left out of the list, so that the other records can still be used."""
+        """Log a damaged record once. `underway` leaves it out, so that the other records can still be used."""
         if cell not in self._logged_damaged and len(self._logged_damaged) < _MOST_LOGGED:
             self._logged_damaged.add(cell)
             _log.error("damaged record in Redis", extra={"key": scripts.cell_key(cell), "error": str(error)})
@@ -194,7 +194,11 @@ class RedisStore:
     async def _run(
         self, script: AsyncScript, keys: list[str], arguments: list[Any], *, again: list[Any] | None = None
     ) -> list[Any]:
-        """Run a script that compares the floor first, and return its results. Raise `Refused`."""
+        """Run a script that compares the known floor with the mark's first, and return its results. Raise `Refused`.
+
+        If the floors differ, read the mark and run the script again. `again` replaces the arguments for a retry on
+        another connection.
+        """
         if self._evicts_keys():
             await self.check()
         for _ in range(_MOST_MARKS):
@@ -233,7 +237,7 @@ def _refusal(error: Exception) -> Refusal:
 
 
 def _note(error: Exception) -> str:
-    """Return a fixed text: an error of Redis may contain the command, and with it a password."""
+    """Return a fixed text for an error: the error's own text may contain the command, and with it a password."""
     for kind, note in _NOTES.items():
         if isinstance(error, kind):
             return note

@@ -11,6 +11,7 @@ from typing import Any
 from server.exports.store import StoreError
 from server.refusals import Refusal, Refused
 
+# Stands in the header of the SQLite file, and marks the file as a store of cellexport.
 APPLICATION_ID = 0x43454C58
 
 _MAGIC = b"SQLite format 3\x00"
@@ -53,7 +54,8 @@ CREATE TABLE outcome (
     ended_at INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
-# Revisions begin at the floor. A new file's floor is above all revisions of a file that it replaces.
+# The revisions of a cell begin at the floor. The floor of a new file is the time of its creation in milliseconds, so it
+# is above all revisions of a file that the new one replaces.
 _VERSION_2 = """
 ALTER TABLE export ADD COLUMN stalled INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE export ADD COLUMN cancelled INTEGER NOT NULL DEFAULT 0;
@@ -69,8 +71,8 @@ class _Connection(sqlite3.Connection):
     """A connection that can read the first bytes of its file.
 
     It keeps a descriptor of its own open for that, and closes it last. A process loses SQLite's lock on a file when it
-    closes any descriptor of that file. Without the lock, the next program that only reads the file would believe to be
-    its last user, and remove the write-ahead log with all that is in it.
+    closes any descriptor of that file. Without the lock, the next program that only reads the file would believe that
+    it is the last user, and remove the write-ahead log with all writes in it.
     """
 
     def __init__(self, path: Path, **options: Any) -> None:
@@ -126,7 +128,7 @@ def _create(path: Path) -> None:
         connection.execute("UPDATE store SET floor = ?", (time.time_ns() // 1_000_000,))
     finally:
         connection.close()
-    # SQLite would apply a write-ahead log that a removed database left behind.
+    # A removed database may have left a write-ahead log behind, which SQLite would apply to the new file.
     for ending in ("-wal", "-shm"):
         path.with_name(path.name + ending).unlink(missing_ok=True)
     fresh.rename(path)
@@ -156,7 +158,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _migrate(connection: sqlite3.Connection, version: int) -> None:
-    """Migrate the schema in one transaction, so that a kill leaves either the old schema or the new one."""
+    """Migrate the schema in one transaction, so that a killed server leaves either the old schema or the new one."""
     if version < SCHEMA_VERSION:
         steps = "".join(_MIGRATIONS[version:])
         connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
@@ -178,13 +180,13 @@ def _require_writable(path: Path) -> None:
 
 
 def identity(path: Path) -> tuple[int, int]:
-    """Return device and inode: they differ if another file takes this file's place."""
+    """Return the file's device and inode: they change if another file takes the file's place."""
     status = path.stat()
     return status.st_dev, status.st_ino
 
 
 def floor(connection: sqlite3.Connection) -> int:
-    """Return the revision of a cell that was never written."""
+    """Return the file's floor, which is the revision of a cell that was never written."""
     (number,) = connection.execute("SELECT floor FROM store").fetchone()
     return int(number)
 

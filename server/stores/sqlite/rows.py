@@ -74,7 +74,7 @@ def _outcome(columns: dict[str, Any]) -> Outcome:
 
 
 def replace_record(connection: sqlite3.Connection, record: CellRecord, floor: int) -> bool:
-    """Write a record over the one of the revision just below, in one transaction. Return whether it was written."""
+    """Write a record if the stored revision is lower by one, in one transaction. Return whether it was written."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         written = _replace_in_transaction(connection, record, floor)

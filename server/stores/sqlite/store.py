@@ -1,7 +1,7 @@
 """The embedded store: one SQLite file, owned by one server.
 
-All statements run on a thread of their own, so that the event loop never waits for the disk. Nobody else may write to
-the file. So recently used records are read from memory, which is updated only after a write is durable.
+All SQL statements run on one separate thread, so that the event loop never waits for the disk. No other program may
+write to the file, so recently used records are read from memory. The memory is updated only after a write is durable.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _REMEMBERED_CELLS = 20_000
-# After these errors nothing was written, so the memory is still true.
+# After these errors nothing was written, so the records in memory are still those of the file.
 _NOT_WRITTEN = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
 
 
 class SqliteStore:
-    """The port `Store` on one file. Open it with `SqliteStore.open`. This store is never in doubt."""
+    """The port `Store` on one SQLite file. Open it with `SqliteStore.open`. This store is never in doubt."""
 
     def __init__(
         self, path: Path, connection: sqlite3.Connection, floor: int, lock: int, executor: ThreadPoolExecutor
@@ -76,7 +76,7 @@ class SqliteStore:
 
     async def replace(self, record: CellRecord) -> bool:
         self._require_trust()
-        # Shielded: a written record must reach the memory even if the caller leaves.
+        # Shield the write: a written record must reach the memory even if the caller leaves.
         write = asyncio.ensure_future(self._replace(record))
         self._writes.add(write)
         write.add_done_callback(self._writes.discard)
@@ -131,7 +131,7 @@ class SqliteStore:
         return False
 
     async def _load_memory(self) -> None:
-        """Fill the memory from the file."""
+        """Read the records with an export from the file into the memory, and forget all others."""
         underway = await self._run(rows.select_underway, self._connection)
         self._memory.clear()
         self._underway = {record.cell: record for record in underway}
