@@ -2,7 +2,8 @@
 
 The cipher has no MAC. A caller of `open` must answer every flaw in the same way, from the first character to the last
 field: otherwise an attacker uses the difference between two refusals to decrypt and forge tokens. So `Cipher.open`
-takes the same path for every text, and accepts only printable ASCII. A changed block never decrypts to printable ASCII.
+takes the same path for every text, and accepts only printable ASCII. A changed block decrypts to printable ASCII once
+in about seven million times.
 """
 
 import base64

@@ -57,7 +57,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
     CLAIM_INVALID: _ErrorReason.ValueType  # 9
-    """CLAIM_INVALID means: a field of the claim is malformed.
+    """CLAIM_INVALID means: the request_id of the claim is malformed.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
     PROGRESS_INVALID: _ErrorReason.ValueType  # 10
@@ -81,15 +81,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
     EXPORT_NOT_FOUND: _ErrorReason.ValueType  # 15
-    """EXPORT_NOT_FOUND means: the cell has no such export.
+    """EXPORT_NOT_FOUND means: the lease names neither the cell's export in progress nor its last one. Stop, and publish
+    nothing.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
     LEASE_NOT_HELD: _ErrorReason.ValueType  # 16
-    """LEASE_NOT_HELD means: the lease's token is wrong, or the lease was given to another caller.
+    """LEASE_NOT_HELD means: the lease's token is wrong or was replaced by a repeated claim, or the lease was given to
+    another caller.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
     LEASE_LOST: _ErrorReason.ValueType  # 17
-    """LEASE_LOST means: the export has ended, or another exporter has claimed it. Stop, and publish nothing.
+    """LEASE_LOST means: the lease was valid, but its export has ended, is about to be ended by the server, or is back in
+    the queue; or another exporter has taken over the cell. Stop, and publish nothing.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
     STORE_UNAVAILABLE: _ErrorReason.ValueType  # 18
@@ -197,7 +200,7 @@ NAME_INVALID: ErrorReason.ValueType  # 8
 buf:lint:ignore ENUM_VALUE_PREFIX
 """
 CLAIM_INVALID: ErrorReason.ValueType  # 9
-"""CLAIM_INVALID means: a field of the claim is malformed.
+"""CLAIM_INVALID means: the request_id of the claim is malformed.
 buf:lint:ignore ENUM_VALUE_PREFIX
 """
 PROGRESS_INVALID: ErrorReason.ValueType  # 10
@@ -221,15 +224,18 @@ NO_SPACE: ErrorReason.ValueType  # 14
 buf:lint:ignore ENUM_VALUE_PREFIX
 """
 EXPORT_NOT_FOUND: ErrorReason.ValueType  # 15
-"""EXPORT_NOT_FOUND means: the cell has no such export.
+"""EXPORT_NOT_FOUND means: the lease names neither the cell's export in progress nor its last one. Stop, and publish
+nothing.
 buf:lint:ignore ENUM_VALUE_PREFIX
 """
 LEASE_NOT_HELD: ErrorReason.ValueType  # 16
-"""LEASE_NOT_HELD means: the lease's token is wrong, or the lease was given to another caller.
+"""LEASE_NOT_HELD means: the lease's token is wrong or was replaced by a repeated claim, or the lease was given to
+another caller.
 buf:lint:ignore ENUM_VALUE_PREFIX
 """
 LEASE_LOST: ErrorReason.ValueType  # 17
-"""LEASE_LOST means: the export has ended, or another exporter has claimed it. Stop, and publish nothing.
+"""LEASE_LOST means: the lease was valid, but its export has ended, is about to be ended by the server, or is back in
+the queue; or another exporter has taken over the cell. Stop, and publish nothing.
 buf:lint:ignore ENUM_VALUE_PREFIX
 """
 STORE_UNAVAILABLE: ErrorReason.ValueType  # 18
