@@ -49,7 +49,7 @@ def answer_preflight() -> Response | None:
 
 
 def refuse_double_slash() -> None:
-    """Refuse a path that begins with `//`, which the router would take for `/`. Raise `ApiError` with URI_UNKNOWN."""
+    """Raise `ApiError` with URI_UNKNOWN for a path that begins with `//`: the router would treat `//x` as `/x`."""
     if request.environ.get("PATH_INFO", "").startswith("//"):
         raise ApiError(errors.URI_UNKNOWN)
 

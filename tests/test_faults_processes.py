@@ -390,7 +390,7 @@ def test_an_exporter_that_shuts_down_gives_its_export_back_at_once(unit: Unit) -
         assert note["message"]["value"] == "Cell export was interrupted. [SHUTDOWN]"
 
 
-# Exporters without memory.
+# Exporters that run out of memory.
 
 
 @pytest.mark.fault("F12")

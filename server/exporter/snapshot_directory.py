@@ -113,7 +113,7 @@ class SnapshotDirectory:
             (self._root / cell / part_name(name, export_id, epoch)).unlink(missing_ok=True)
             if self._published_by(cell, name, export_id, epoch):
                 return True
-            # Another export may have made a snapshot of that name: an error note beside it would be wrong.
+            # Write no error note beside a snapshot of that name: another export may have made the snapshot.
             if not self.exists(cell, name):
                 self.note(cell, name, "INTERRUPTED", reason)
         except OSError as error:

@@ -28,7 +28,7 @@ class Repository:
         self._on_refused_write = callback
 
     async def read(self, cell: str) -> CellRecord:
-        """Return the record of a cell. Raise `Refused` with STORE_UNAVAILABLE if the record is doubtful."""
+        """Return the record of a cell. Raise `Refused` with STORE_UNAVAILABLE while the store is in doubt about it."""
         record = await self._store.read(cell)
         if record.trust is Trust.DOUBTFUL:
             raise Refused(Refusal.STORE_UNAVAILABLE)

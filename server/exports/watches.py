@@ -41,11 +41,12 @@ class WatchUpdate:
 
 
 class Watches:
-    """The hubs of all watched cells.
+    """The watches of all cells. The hub of a watched cell reads the store, and sends each update to all subscribers.
 
     Args:
         keepalive_seconds: the longest time without an update for a cell that doesn't change.
-        patience_seconds: how long a watched cell waits for its turn to be read from the store.
+        patience_seconds: the longest time that a hub waits for its turn to read the store. After that time the watches
+            of the cell end with STORE_UNAVAILABLE.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class Watches:
                 continue
             except Exception:
                 # The checks must go on: otherwise the hubs would wait for ever.
-                _log.exception("unexpected error in the check of an unavailable store")
+                _log.exception("unexpected error while checking whether the store is available again")
                 continue
             if doubt is None:
                 waiting, self._waiting = self._waiting, set()

@@ -100,7 +100,7 @@ class EventLog:
             try:
                 await asyncio.to_thread(self._handler.handle, record)
             except Exception:
-                _log.exception("events lost", extra={"events": len(batch)})
+                _log.exception("events not written to the event log", extra={"events": len(batch)})
                 self._lost(len(batch))
             else:
                 if self._handler.lost:

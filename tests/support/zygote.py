@@ -204,7 +204,7 @@ def _become(order: dict[str, Any]) -> None:
         signal.set_wakeup_fd(-1)
         for number in _SIGNALS:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        # Python ignores SIGPIPE when it starts. This fork of a running Python must do so itself.
+        # The loop above restored the default. Python itself ignores SIGPIPE when it starts.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         for target, name in enumerate(order["streams"]):
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND if target else os.O_RDONLY

@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ClaimExportRequest(_message.Message):
-    """ClaimExportRequest asks for an export, or gives one back."""
+    """ClaimExportRequest asks for an export, or returns a claimed export to the queue."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -21,7 +21,7 @@ from server.exporter.verifying.zip_entry import content
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem of a file. `part` is the name of an entry as it is in the file, or `zip`, or `file`."""
+    """A problem of a file. `part` is an entry's name, `zip` (the structure), or `file` (it can't be read)."""
 
     part: str
     what: str

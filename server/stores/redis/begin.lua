@@ -1,7 +1,8 @@
 -- Reads the mark (it says which run of Redis the servers trust). Writes a new mark if this Redis may have lost writes.
 -- KEYS: mark
 -- ARGV: the time in milliseconds; the floor of the mark that the caller knows, or 0
--- Returns: floor and settled of the mark; Redis's eviction policy
+-- Returns: the mark's floor (the lowest revision after the latest loss) and settled ('1' if the store is not in doubt);
+--          Redis's eviction policy
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 local policy = string.match(redis.call('INFO', 'memory'), 'maxmemory_policy:([%w-]+)') or ''
 local mark = redis.call('HMGET', KEYS[1], 'run', 'floor', 'settled', 'top')

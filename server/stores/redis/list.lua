@@ -1,7 +1,7 @@
 -- Lists the records that have an export.
 -- KEYS: mark, underway
 -- ARGV: floor
--- Returns: 'ok', settled, then cell, revision and record of each; or 'mark' if the mark has another floor
+-- Returns: 'ok', settled, then cell, revision and record of each; or 'mark' if the mark has another floor (the caller's mark is outdated)
 local mark = redis.call('HMGET', KEYS[1], 'floor', 'settled', 'top')
 if mark[1] ~= ARGV[1] then return {'mark'} end
 local found = {'ok', mark[2]}

@@ -1,7 +1,7 @@
 -- Reads the record of a cell.
 -- KEYS: mark, record, underway
 -- ARGV: floor; cell
--- Returns: 'ok', settled, revision, record; or 'mark' if the mark has another floor;
+-- Returns: 'ok', settled, revision, record; or 'mark' if the mark has another floor (the caller's mark is outdated);
 --          or 'damaged' if the cell has an export but its record is missing
 local mark = redis.call('HMGET', KEYS[1], 'floor', 'settled', 'top')
 if mark[1] ~= ARGV[1] then return {'mark'} end

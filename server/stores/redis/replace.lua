@@ -2,7 +2,7 @@
 -- KEYS: mark, record, underway
 -- ARGV: floor; cell; revision; record; when its export was accepted, or '' without an export;
 --       'queued' if the export waits for an exporter; '1' in a retry, when the first try may have made this write
--- Returns: 'ok', settled, 1 if it was written or else 0; or 'mark' if the mark has another floor;
+-- Returns: 'ok', settled ('1' if the store is not in doubt), 1 if the record was written or else 0; or 'mark' if the mark has another floor (the caller's mark is outdated);
 --          or 'unknown' if nobody can know whether it was written
 local mark = redis.call('HMGET', KEYS[1], 'floor', 'settled', 'top')
 if mark[1] ~= ARGV[1] then return {'mark'} end

@@ -125,7 +125,7 @@ class SqliteStore:
             return True
         known = self._known(record.cell)
         if known is not None and known.revision == record.revision - 1:
-            # The memory holds the record before this one, but the file doesn't: another program wrote to the file.
+            # The cached record precedes the new record, but the file's record doesn't: another program wrote it.
             self._trusted = False
             raise Refused(Refusal.STORE_UNAVAILABLE, note=f"{self._path} was written to by another program")
         return False
