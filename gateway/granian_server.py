@@ -24,8 +24,9 @@ from cellexport.program.listening import SOCKET_MODE, Listener
 _THREADS = 32
 # How many seconds open requests have to finish when a worker shuts down.
 _GRACE_SECONDS = 4
-# How many seconds a new worker has to start before the old worker must shut down.
-_OVERLAP_SECONDS = 3.5
+# How many seconds a new worker has to start before the old worker must shut down. A worker that starts later leaves a
+# time in which connections are refused: loading takes half a second, and on a busy machine more than three.
+_OVERLAP_SECONDS = 10.0
 # How often the TLS files are checked for changes.
 _CHECK_SECONDS = 1.0
 
