@@ -178,4 +178,5 @@ def test_connections_that_grow_old_are_replaced_and_nobody_notices(unit: Unit) -
         assert time.monotonic() - begun > 3
 
     assert outcomes.keys() == {200}
-    assert outcomes.total() > 100
+    # Enough requests to meet the replacement of several connections.
+    assert outcomes.total() > 20

@@ -300,7 +300,7 @@ def test_the_gateway_shows_a_renewed_certificate_and_no_request_fails_meanwhile(
         eventually(lambda: {shown(unit.http_port, context) for _ in range(9)} == {"other"})
 
     assert outcomes.keys() == {"200"}
-    assert outcomes.total() > 50
+    assert outcomes.total() > 20
     assert gateway.process.poll() is None
     # The gateway's new worker must have taken over the metrics port, although the old worker still served metrics on it
     # when the new one started.
