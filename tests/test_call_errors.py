@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import grpc
 import pytest
-from google.protobuf import duration_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from werkzeug.test import Client, TestResponse
 
@@ -32,6 +32,7 @@ class Refusal:
     message: str = "Newer than the gateway."
     retry: bool = False
     details: Mapping[str, str] = field(default_factory=dict)
+    more: any_pb2.Any | None = None
 
 
 class RefusingServer(grpc.GenericRpcHandler):
@@ -55,6 +56,8 @@ class RefusingServer(grpc.GenericRpcHandler):
         if refusal.retry:
             delay = duration_pb2.Duration(seconds=1)
             status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        if refusal.more:
+            status.details.append(refusal.more)
         if status.details:
             context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
         context.abort(refusal.status, refusal.message)
@@ -202,3 +205,37 @@ def test_a_5xx_of_the_server_is_logged_with_code_status_and_details(caplog: pyte
 def test_a_4xx_of_the_server_is_not_logged_again(caplog: pytest.LogCaptureFixture) -> None:
     ask(Refusal(grpc.StatusCode.NOT_FOUND, code="PR404-ZZ-0042"))
     assert not [record for record in caplog.records if record.name.startswith("gateway")]
+
+
+def packed(seconds: int) -> any_pb2.Any:
+    """Return a RetryInfo with any number of seconds, possible or not."""
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=seconds)))
+    return detail
+
+
+@pytest.mark.parametrize(
+    ("detail", "retry_after"),
+    [
+        (packed(2), "1"),
+        (packed(10**14), "1"),
+        (packed(2**63 - 1), "1"),
+        (packed(-(2**63)), None),
+        (any_pb2.Any(type_url="type.googleapis.com/google.rpc.RetryInfo", value=b"\xff\xff\xff"), None),
+        (any_pb2.Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff\xff"), None),
+        (any_pb2.Any(type_url="nonsense", value=b"\xff"), None),
+    ],
+)
+def test_a_malformed_detail_changes_no_refusal(detail: any_pb2.Any, retry_after: str | None) -> None:
+    refusal = Refusal(
+        grpc.StatusCode.UNAVAILABLE,
+        reason="STORE_UNAVAILABLE",
+        code="PR503-SV-0003",
+        message="Data access failure.",
+        more=detail,
+    )
+    answer = ask(refusal)
+
+    assert answer.status_code == 503
+    assert answer.json["code"] == "PR503-SV-0003"  # type: ignore[index]  # the body is JSON
+    assert answer.headers.get("Retry-After") == retry_after

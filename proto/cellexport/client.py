@@ -11,12 +11,15 @@ To another machine: `client.channel("export.example:50051", client.Tls(ca=Path("
 
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from cellexport.address import is_loopback
@@ -44,6 +47,9 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 # The gRPC statuses of a call that was cut off. CANCELLED: the server shut down before it began the call. INTERNAL: see
 # `was_cut`.
 _CUT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL})
+
+# A server that asks for a longer wait is not believed.
+_LONGEST_RETRY_SECONDS = 60.0
 
 _CA, _CERT, _KEY, _NAME = (f"CELLEXPORT_GRPC_{part}" for part in ("CA", "CLIENT_CERT", "CLIENT_KEY", "SERVER_NAME"))
 
@@ -195,7 +201,7 @@ def bearer(token: str) -> Metadata:
 def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
     """Return the error's ErrorInfo, or None if gRPC or a proxy ended the call, not the server's own code."""
     info = error_details_pb2.ErrorInfo()
-    return info if any(detail.Unpack(info) and info.domain == DOMAIN for detail in _details(error)) else None
+    return info if any(_unpacked(detail, info) and info.domain == DOMAIN for detail in _details(error)) else None
 
 
 def was_cut(error: grpc.RpcError) -> bool:
@@ -207,11 +213,12 @@ def was_cut(error: grpc.RpcError) -> bool:
 
 
 def retry_seconds(error: grpc.RpcError) -> float:
-    """Return how many seconds the server asks to wait before a retry; 0 if its error doesn't say."""
+    """Return how many seconds the server asks to wait before a retry: at most 60, and 0 if its error doesn't say."""
     retry = error_details_pb2.RetryInfo()
-    if any(detail.Unpack(retry) for detail in _details(error)):
-        return float(retry.retry_delay.ToTimedelta().total_seconds())
-    return 0.0
+    if not any(_unpacked(detail, retry) for detail in _details(error)):
+        return 0.0
+    delay = retry.retry_delay
+    return float(min(max(delay.seconds + delay.nanos / 1e9, 0.0), _LONGEST_RETRY_SECONDS))
 
 
 def _details(error: grpc.RpcError) -> Iterator[Any]:
@@ -219,4 +226,13 @@ def _details(error: grpc.RpcError) -> Iterator[Any]:
     trailing: Any = error.trailing_metadata()
     for key, value in trailing or ():
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
-            yield from status_pb2.Status.FromString(value).details
+            with suppress(DecodeError):
+                yield from status_pb2.Status.FromString(value).details
+
+
+def _unpacked(detail: any_pb2.Any, message: Message) -> bool:
+    """Fill a message from a detail, and return whether the detail is a well-formed message of that type."""
+    try:
+        return detail.Unpack(message)
+    except DecodeError:
+        return False
