@@ -121,4 +121,4 @@ class Judge:
             accepted = kind.accept(token, credentials, cell, now)
             if accepted is not None:
                 return accepted
-        raise Refused(Refusal.TOKEN_INVALID, note="unknown kind of token")
+        raise Refused(Refusal.TOKEN_INVALID, note="unknown kind of token, or a kind that is turned off")
