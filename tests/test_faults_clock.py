@@ -31,7 +31,7 @@ SetClock = Callable[[int], None]
 
 @pytest.fixture
 def set_clock(unit: Unit, tmp_path: Path) -> Iterator[SetClock]:
-    """Start a server, and yield a function that sets its wall clock ahead by this many seconds (below 0: back)."""
+    """Start a server, and yield a function that sets its wall clock ahead by a number of seconds (below 0: back)."""
     offset = tmp_path / "offset"
     offset.write_text("+0")
     server = unit.start_server(

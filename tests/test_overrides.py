@@ -56,7 +56,7 @@ NONE, SCHEME, TOKEN_BAD, LACKING, HEADER = (
         ([GOOD, "X-Override: Forwarded: for=127.0.0.1"], READY),
         ([GOOD, "X-Override: X-HTTP-Method-Override: DELETE"], READY),
         ([GOOD, "X-Override: X-Personium-RequestKey: bad key"], READY),
-        # Other headers that X-Override may set.
+        # The headers, besides Authorization, that X-Override may set.
         ([GOOD, "X-Override: X-Personium-Unit-User: https://unit1.example/a/#b"], LACKING),
         ([GOOD, "X-Personium-Unit-User: x", "X-Override: X-Personium-Unit-User:"], READY),
         # At the limits (16 pairs, 8,192 bytes) and above them. Ignored pairs count too.

@@ -74,7 +74,7 @@ class PemFiles:
         return (file for file in (self.chain, self.key, self.authorities) if file is not None)
 
     def require_pair(self, chain: str, key: str) -> None:
-        """Raise `SettingError` if only one of certificate and key is set. The arguments name their variables."""
+        """Raise `SettingError` if only one of certificate and key is set. The arguments name the two variables."""
         if (self.chain is None) != (self.key is None):
             missing, given = (chain, key) if self.chain is None else (key, chain)
             raise SettingError(f"{missing}: is not set, but {given} is. Set both, or none.")

@@ -53,7 +53,10 @@ class _Tracked:
 
 @dataclass(frozen=True, slots=True)
 class _Doubt:
-    """The number that identifies a doubt of the store, and the time at which the server ends the doubt."""
+    """A doubt of the store: its records may be outdated, because Redis lost writes.
+
+    `number` identifies the doubt. At `ends_at` (on the monotonic clock) the server trusts the records again.
+    """
 
     number: int
     ends_at: float

@@ -228,7 +228,7 @@ class _CellHub:
             await self._stale.wait()
 
     async def _read(self) -> tuple[float, CellRecord | Refused]:
-        """Read the record from the store. Return when the read began, and the record or the store's refusal."""
+        """Read the record from the store. Return the start time of the read, and the record or the store's refusal."""
         began = None
         try:
             async with self._slots.one():

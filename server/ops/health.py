@@ -47,7 +47,7 @@ class Health(HealthServicer):
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Update the status from the store's pulse until cancelled."""
+        """Set the health whenever the store starts or stops answering, until cancelled."""
         while True:
             self._update(serving=self._pulse.beats and not self._draining)
             await asyncio.sleep(_TICK_SECONDS)

@@ -31,7 +31,7 @@ BLOCK = 16 * 1024 * 1024
 class Parts:
     """The content of a snapshot: its entries, the lines of its list of entries, and its manifest.
 
-    `raw` has, by name, bytes that are written instead of an entry's content.
+    `raw` maps the name of an entry to the content that is written in its place.
     """
 
     contents: dict[str, bytes]

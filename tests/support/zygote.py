@@ -163,7 +163,8 @@ def zygote() -> Zygote:
 
 
 def _serve() -> None:
-    """Start a program for each line of standard input, and report starts and ends. Return when the input ends."""
+    """Start a program for each line of standard input, and report starts and ends on standard output. Return at the
+    end of the input."""
     for module in _MODULES:
         __import__(module)
     assert threading.active_count() == 1, "an import has started a thread: forks would be unsafe"
