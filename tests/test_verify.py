@@ -581,7 +581,10 @@ def test_a_long_check_shows_how_far_it_is_and_is_ended_by_a_signal(
     process, terminal = long_check
     shown = b""
     while not re.search(rb"snap\.zip \[#+\.+\] +[1-9]\d?% 2\d/24 entries", shown):
-        shown += os.read(terminal, 1000)
+        try:
+            shown += os.read(terminal, 1000)
+        except OSError:
+            pytest.fail(f"verify ended early, with status {process.wait(60)}: {shown[-500:]!r}")
 
     process.send_signal(number)
     assert process.wait(60) == -number

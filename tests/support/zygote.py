@@ -96,7 +96,7 @@ class Zygote:
         )
         self._lock = threading.Lock()
         self._started: dict[int, Forked] = {}
-        self._answer: list[int] = []
+        self._answer: list[Forked] = []
         self._answered = threading.Semaphore(0)
         threading.Thread(target=self._listen, name="zygote", daemon=True).start()
 
@@ -129,7 +129,7 @@ class Zygote:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
             assert self._answered.acquire(timeout=60), "the zygote doesn't answer"
-            return self._started[self._answer.pop()]
+            return self._answer.pop()
 
     def _listen(self) -> None:
         assert self._process.stdout
@@ -137,7 +137,7 @@ class Zygote:
             kind, pid, *status = line.split()
             if kind == "started":
                 self._started[int(pid)] = Forked(int(pid))
-                self._answer.append(int(pid))
+                self._answer.append(self._started[int(pid)])
                 self._answered.release()
             else:
                 self._started.pop(int(pid)).end(int(status[0]))
