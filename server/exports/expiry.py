@@ -199,8 +199,8 @@ class Expiry:
     async def _end_doubt(self, doubt: int | None, now: float) -> None:
         """End the store's doubt after one lease.
 
-        Every living exporter has reported within that lease, and so has written its cell's record again. A record that
-        no exporter has written since belongs to a cell without a living exporter: no newer state of it is missing.
+        By then every living exporter has reported, and each report has written the record of its cell again. A cell
+        whose record was not written again has no living exporter, so the store can trust the old record.
         """
         if doubt is None:
             self._doubt = None

@@ -107,7 +107,7 @@ class Export:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an export ended, and the lease that its exporter held."""
+    """The result and the reason of an export that has ended, and the exporter's lease."""
 
     export_id: str
     name: str

@@ -112,7 +112,7 @@ class EventLog:
 class _Handler(RotatingFileHandler):
     """A rotating file. A series of failed writes is logged once, in the server's own log; no caller gets the error."""
 
-    # Whether writing the latest batch met an error, and whether an error was logged since the last success.
+    # `_failing`: the latest batch was not written. `_logged`: an error was logged after the latest success.
     _failing = _logged = False
     # Whether the latest batch of events was lost.
     lost = False

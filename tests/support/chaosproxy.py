@@ -44,7 +44,7 @@ class ChaosProxy:
         self.latency = 0.0
         # The bytes a second that the server may send; None is no limit.
         self.bandwidth: float | None = None
-        # Whether bytes are dropped, in both directions, while connections stay open.
+        # If true, the proxy drops the bytes of both directions, and keeps the connections open.
         self.black_hole = False
         # Each connection is reset after this many bytes from the server; None is never.
         self.cut_each: int | None = None
@@ -64,7 +64,7 @@ class ChaosProxy:
             self._thread.join(10)
 
     def cut_next(self, count: int | None) -> None:
-        """Reset the connection of the server's next response after `count` bytes of it. None withdraws the order."""
+        """Reset a connection after the first `count` bytes of the server's next response. None cancels the reset."""
         self._cut_next = count
 
     def reset_all(self) -> None:

@@ -30,7 +30,7 @@ class CellExportServiceStub:
     """CellExportService returns the status of a cell's export, starts an export, and cancels it.
 
     Metadata of every call:
-    - `authorization`: `Bearer {token}`. Instead of it, a call may present the cookie that a Personium unit gives to
+    - `authorization`: `Bearer {token}`. A call without this key may present the cookie that a Personium unit gives to
       browsers, as `p-cookie` and `p-cookie-peer`.
     - `x-personium-requestkey` (optional): at most 128 of `A-Z a-z 0-9 _ -`. The logs show the call under this key, and
       the trailing metadata returns it. The server generates a key for a call without one.
@@ -97,7 +97,7 @@ class CellExportServiceAsyncStub(CellExportServiceStub):
     """CellExportService returns the status of a cell's export, starts an export, and cancels it.
 
     Metadata of every call:
-    - `authorization`: `Bearer {token}`. Instead of it, a call may present the cookie that a Personium unit gives to
+    - `authorization`: `Bearer {token}`. A call without this key may present the cookie that a Personium unit gives to
       browsers, as `p-cookie` and `p-cookie-peer`.
     - `x-personium-requestkey` (optional): at most 128 of `A-Z a-z 0-9 _ -`. The logs show the call under this key, and
       the trailing metadata returns it. The server generates a key for a call without one.
@@ -160,7 +160,7 @@ class CellExportServiceServicer(metaclass=_abc_1.ABCMeta):
     """CellExportService returns the status of a cell's export, starts an export, and cancels it.
 
     Metadata of every call:
-    - `authorization`: `Bearer {token}`. Instead of it, a call may present the cookie that a Personium unit gives to
+    - `authorization`: `Bearer {token}`. A call without this key may present the cookie that a Personium unit gives to
       browsers, as `p-cookie` and `p-cookie-peer`.
     - `x-personium-requestkey` (optional): at most 128 of `A-Z a-z 0-9 _ -`. The logs show the call under this key, and
       the trailing metadata returns it. The server generates a key for a call without one.
