@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
+# Tests start hundreds of interpreters, and each would compile the modules again if none were allowed to cache them.
+unexport PYTHONDONTWRITEBYTECODE
 
 VENV ?= .venv
 # The first Python of 3.11 or newer on this machine.
@@ -9,7 +11,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
 # How many tests run at a time. Most tests wait, so this may exceed the processors. No time limit depends on it.
-JOBS ?= 4
+JOBS ?= 6
 PROTOS := $(wildcard proto/cellexport/v1/*.proto proto/cellexport/store/v1/*.proto)
 # The contract that `make lint` compares with. A breaking change needs a decision (docs/decisions.md).
 BASELINE := proto/baseline.binpb
@@ -34,7 +36,7 @@ test: $(VENV)/.dev ## run every test except the long fault tests
 	$(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile
 
 test-faults: $(VENV)/.dev ## run the long fault tests, and property tests with all their examples
-	THOROUGH=1 $(BIN)/python -m pytest -m "long or thorough" -n $(JOBS)
+	THOROUGH=1 $(BIN)/python -m pytest -m "long or thorough" -n $(JOBS) --maxschedchunk 1
 
 check: lint test ## run everything that must pass before a change is merged
 

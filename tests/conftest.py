@@ -16,10 +16,19 @@ _WITH_PROGRAMS = frozenset({"unit", "shared_unit", "node", "pki", "shared", "sna
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start programs, for `make quick` to leave out."""
+    """Mark the tests that start programs, for `make quick` to leave out. Run the longest tests first: a long test that
+    starts last would leave a processor idle.
+    """
     for item in items:
         if isinstance(item, pytest.Function) and _WITH_PROGRAMS & set(item.fixturenames):
             item.add_marker(pytest.mark.process)
+    items.sort(key=_longest_allowed, reverse=True)
+
+
+def _longest_allowed(item: pytest.Item) -> float:
+    """Return the time limit of a long test that has a limit of its own, in seconds; 0 for other tests."""
+    limit = item.get_closest_marker("timeout")
+    return limit.args[0] if limit and item.get_closest_marker("long") else 0
 
 
 class _QuickTests:

@@ -117,8 +117,7 @@ def test_it_needs_root(unit: Unit) -> None:
 
 
 def test_the_bundled_exporter_stops_within_a_heartbeat_and_leaves_no_zip(unit: Unit) -> None:
-    with (unit.directory / "cells" / "demo" / "webdav" / "huge").open("wb") as huge:
-        huge.truncate(50 * 1024**3)
+    unit.add_large_file(50 * 1024)
     unit.start_server()
     unit.start_gateway()
     exporter = unit.start_exporter()

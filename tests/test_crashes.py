@@ -13,11 +13,9 @@ import pytest
 import snapshots
 from canary import steady
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
+from injection import slow_to_read
 from oracle import Oracle
 from unit import Unit, answered, eventually, meanwhile, needs
-
-# The size of the cell's file, in bytes. It makes the export outlast the checks of each test.
-LARGE = 640 * 1024**2
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -25,11 +23,20 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture
 def busy_unit(unit: Unit) -> Unit:
     """Return a unit whose exporter runs the export `busy`. `programs` are server, gateway, exporter, in this order."""
-    with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
-        large.truncate(LARGE)
+    unit.add_large_file(640)
+    return begin_busy(unit)
+
+
+@pytest.fixture
+def slow_unit(unit: Unit) -> Unit:
+    """Return a unit like `busy_unit`, whose export takes ten seconds and little of the processor's time."""
+    return begin_busy(unit, *slow_to_read(unit.add_large_file(25), seconds=0.4))
+
+
+def begin_busy(unit: Unit, *before: str) -> Unit:
     unit.start_server()
     unit.start_gateway()
-    unit.start_exporter()
+    unit.start_exporter(*before)
     unit.begin("busy")
     eventually(lambda: unit.get().exportation.progress_percent >= 3)
     return unit
@@ -69,27 +76,28 @@ def wait_for_the_end(unit: Unit) -> CellExport:
     return status
 
 
+@needs("strace")
 @pytest.mark.fault("F01")
 @pytest.mark.long
-def test_a_killed_server_loses_nothing_and_the_export_goes_on(busy_unit: Unit) -> None:
-    server = busy_unit.programs[0]
-    assert busy_unit.http().status == 200
+def test_a_killed_server_loses_nothing_and_the_export_goes_on(slow_unit: Unit) -> None:
+    server = slow_unit.programs[0]
+    assert slow_unit.http().status == 200
 
-    with Oracle(busy_unit), watching(busy_unit) as answers:
-        before = busy_unit.get()
+    with Oracle(slow_unit), watching(slow_unit) as answers:
+        before = slow_unit.get()
         server.kill()
         eventually(lambda: any(status == 503 for _, status, _ in answers))
-        busy_unit.start_server()
-        eventually(lambda: answered(busy_unit.get))
-        after = busy_unit.get()
+        slow_unit.start_server()
+        eventually(lambda: answered(slow_unit.get))
+        after = slow_unit.get()
         eventually(lambda: answers[-1][1] == 200)
         assert after.exportation.start_time == before.exportation.start_time
         assert after.exportation.progress_percent >= before.exportation.progress_percent
-        assert wait_for_the_end(busy_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
+        assert wait_for_the_end(slow_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
         done = time.monotonic()
     early = [answer for when, _, answer in answers if when < done - 1]
     assert set(early) <= {"exportation in progress", "PR503-SV-0002"}
-    snapshots.read(busy_unit.snapshots / "demo" / "busy.zip")
+    snapshots.read(slow_unit.snapshots / "demo" / "busy.zip")
 
 
 @pytest.mark.fault("F02")
@@ -180,26 +188,26 @@ def test_an_exporter_that_was_paused_past_its_lease_publishes_nothing(busy_unit:
     assert wait_for_the_end(busy_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
 
 
+@needs("strace")
 @pytest.mark.fault("F06")
-def test_a_paused_server_costs_no_living_exporter_its_lease(busy_unit: Unit) -> None:
-    server = busy_unit.programs[0]
-    assert busy_unit.http().status == 200
+def test_a_paused_server_costs_no_living_exporter_its_lease(slow_unit: Unit) -> None:
+    server = slow_unit.programs[0]
+    assert slow_unit.http().status == 200
 
     server.signal(signal.SIGSTOP)
     begun = steady()
-    answer = busy_unit.http()
+    answer = slow_unit.http()
     assert (answer.status, answer.code) == (504, "PR504-SV-0001")
     assert steady() - begun < 3
-    threading.Event().wait(busy_unit.lease_seconds)
+    threading.Event().wait(slow_unit.lease_seconds)
     server.signal(signal.SIGCONT)
 
-    assert busy_unit.get().state == CellExport.STATE_EXPORTING
-    assert wait_for_the_end(busy_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
+    assert slow_unit.get().state == CellExport.STATE_EXPORTING
+    assert wait_for_the_end(slow_unit).last_outcome.result == Outcome.RESULT_SUCCEEDED
 
 
 def test_an_exporter_publishes_only_after_the_server_was_heard(unit: Unit) -> None:
-    with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
-        large.truncate(200 * 1024**2)
+    unit.add_large_file(200)
     server = unit.start_server()
     exporter = unit.start_exporter()
 

@@ -74,8 +74,7 @@ def test_the_procfile_runs_a_unit_and_ends_it(unit: Unit) -> None:
         assert unit.http("POST", body=b'{"Name":"by-procfile"}').status == 202
         unit.wait_until_ready()
         assert (unit.snapshots / "demo" / "by-procfile.zip").is_file()
-        with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
-            large.truncate(4 * 1024**3)
+        unit.add_large_file(4 * 1024)
         assert unit.http("POST").status == 202
         eventually(lambda: unit.get().exportation.progress_percent > 0)
     finally:

@@ -5,8 +5,8 @@ import itertools
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,8 @@ class Row:
     challenge: str | None = None
     retry: bool = False
     deadline: float = 60
-    prepare: Callable[[Unit], object] = lambda unit: None
+    # Changes a unit that no other row uses. Rows without a preparation share a unit.
+    prepare: Callable[[Unit], object] | None = None
 
 
 def exporting(unit: Unit) -> None:
@@ -168,19 +169,39 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
-def test_the_same_verdict_over_http_and_grpc(unit: Unit, tmp_path: Path, row: Row) -> None:
-    (unit.directory / "cells/demo/cell.toml").write_text(ACCESS_FILE)
-    issuer = replace(ISSUER, directory=tmp_path / "issuer")
-    issuer.write()
-    unit.start_server(CELLEXPORT_UNIT_SECRET=SECRET, **issuer.settings)
-    unit.start_gateway()
+@contextmanager
+def running_unit(directory: Path) -> Iterator[Unit]:
+    """Yield a unit with server and gateway running, and every kind of token accepted."""
+    with Unit(directory / "unit") as unit:
+        unit.add_cell("demo")
+        (unit.directory / "cells/demo/cell.toml").write_text(ACCESS_FILE)
+        issuer = replace(ISSUER, directory=directory / "issuer")
+        issuer.write()
+        unit.start_server(CELLEXPORT_UNIT_SECRET=SECRET, **issuer.settings)
+        unit.start_gateway()
+        yield unit
 
-    with unit.channel() as channel:
+
+@pytest.fixture(scope="module")
+def unchanged_unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
+    with running_unit(tmp_path_factory.mktemp("unchanged")) as unit:
+        yield unit
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
+def test_the_same_verdict_over_http_and_grpc(request: pytest.FixtureRequest, tmp_path: Path, row: Row) -> None:
+    with ExitStack() as stack:
+        if row.prepare is None:
+            unit = request.getfixturevalue("unchanged_unit")
+        else:
+            unit = stack.enter_context(running_unit(tmp_path))
+        channel = stack.enter_context(unit.channel())
         # Connect this channel before `prepare` pauses or damages the server. Then the call below waits for an answer,
         # not for a connection.
         call(channel, Row("first", 200, "", "", "", "", GOOD))
-        row.prepare(unit)
+        if row.prepare is not None:
+            row.prepare(unit)
         answer = ask(unit, row)
         with pytest.raises(grpc.RpcError) as raised:
             call(channel, row)

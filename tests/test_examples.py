@@ -377,12 +377,6 @@ def listed(path: Path) -> dict[str, dict[str, object]]:
     }
 
 
-def add_large_file(unit: Unit, size: int = 8 * 1024**3) -> None:
-    """Add a sparse file to the cell `demo`: it takes long to export and needs no disk space."""
-    with (unit.directory / "cells" / "demo" / "webdav" / "large.bin").open("wb") as file:
-        file.truncate(size)
-
-
 def begun(unit: Unit) -> Path | None:
     """Return the unfinished snapshot (`.part`) of export `one`, or None as long as it has no content."""
     return next((path for path in unit.snapshots.glob("demo/one.*.part") if path.stat().st_size > 0), None)
@@ -393,7 +387,7 @@ def begun(unit: Unit) -> Path | None:
 def test_an_export_of_the_exporter_in_node_ends_with_it_and_leaves_no_zip(
     unit: Unit, node: Path, tmp_path: Path, how: str
 ) -> None:
-    add_large_file(unit)
+    unit.add_large_file(8 * 1024)
     unit.start_server()
 
     with node_exporter(unit, node, tmp_path / "exporter") as process:
@@ -422,7 +416,7 @@ def test_an_export_of_the_exporter_in_node_ends_with_it_and_leaves_no_zip(
 def test_an_exporter_in_node_that_was_given_up_on_publishes_nothing(unit: Unit, node: Path, tmp_path: Path) -> None:
     unit.start_server()
     output = tmp_path / "exporter"
-    add_large_file(unit)
+    unit.add_large_file(8 * 1024)
 
     with node_exporter(unit, node, output) as process:
         unit.begin("one")
@@ -440,8 +434,7 @@ def test_an_exporter_in_node_that_was_given_up_on_publishes_nothing(unit: Unit, 
 def test_the_node_exporter_goes_on_without_the_server_and_publishes_after_its_return(
     unit: Unit, node: Path, tmp_path: Path
 ) -> None:
-    size = 256 * 1024**2
-    add_large_file(unit, size)
+    size = unit.add_large_file(256).stat().st_size
     server = unit.start_server()
 
     with node_exporter(unit, node, tmp_path / "exporter"):

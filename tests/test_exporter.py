@@ -18,7 +18,8 @@ import pytest
 
 import snapshots
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
-from unit import OWNER, UNIT_URL, Unit, eventually, needs_root
+from injection import slow_to_read
+from unit import OWNER, UNIT_URL, Unit, eventually, needs, needs_root
 
 
 def run_export(unit: Unit, name: str = "snap", *, within: float = 30.0) -> CellExport:
@@ -175,8 +176,8 @@ def test_odd_names_and_dates_survive(unit: Unit) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_file_of_two_gigabytes_shows_progress_and_needs_no_more_memory(unit: Unit) -> None:
-    with (unit.directory / "cells" / "demo" / "webdav" / "huge").open("wb") as huge:
-        huge.truncate(2 * 1024**3 + 1)
+    # One byte more than two gigabytes: sizes and offsets no longer fit into 31 bits.
+    os.truncate(unit.add_large_file(2 * 1024), 2 * 1024**3 + 1)
     unit.start_server()
     # Limit the exporter's address space, threads and libraries included, to less than the size of the file.
     exporter = unit.start_exporter("prlimit", f"--as={2 * 1024**3}")
@@ -204,12 +205,12 @@ def test_snapshots_are_private(unit: Unit) -> None:
     assert stat.S_IMODE((unit.directory / "export.db").stat().st_mode) == 0o600
 
 
+@needs("strace")
 @pytest.mark.fault("F65")
 def test_reports_come_at_most_five_times_a_second(unit: Unit) -> None:
-    with (unit.directory / "cells" / "demo" / "webdav" / "big").open("wb") as big:
-        big.truncate(400 * 1024**2)
+    slow = slow_to_read(unit.add_large_file(10), seconds=0.4)
     unit.start_server()
-    unit.start_exporter()
+    unit.start_exporter(*slow)
     before, begun = unit.get().revision, time.monotonic()
     status = run_export(unit)
     assert 3 < status.revision - before <= 5 * (time.monotonic() - begun) + 5
@@ -262,8 +263,7 @@ def test_a_snapshot_too_large_for_its_place_fails_and_the_next_try_succeeds(unit
 
 @pytest.mark.fault("F09")
 def test_sigterm_ends_an_export_cleanly_and_soon(unit: Unit) -> None:
-    with (unit.directory / "cells" / "demo" / "webdav" / "huge").open("wb") as huge:
-        huge.truncate(50 * 1024**3)
+    unit.add_large_file(50 * 1024)
     unit.start_server()
     exporter = unit.start_exporter()
 

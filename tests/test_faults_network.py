@@ -280,8 +280,7 @@ def slow_network() -> Iterator[list[str]]:
 @needs("tc")
 @needs("curl")
 def test_an_export_over_a_line_of_64_kbit_is_seen_in_time_and_succeeds(unit: Unit) -> None:
-    with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
-        large.truncate(200 * 1024**2)
+    unit.add_large_file(200)
     with slow_network() as inside:
 
         def ask(*more: str) -> tuple[int, str, float]:

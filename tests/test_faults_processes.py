@@ -36,11 +36,6 @@ IN_TIME = 3.0
 GRACE = 10.0
 
 
-def make_large(unit: Unit, size: int) -> None:
-    with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
-        large.truncate(size)
-
-
 def files(unit: Unit) -> list[str]:
     return sorted(path.name for path in (unit.snapshots / "demo").iterdir())
 
@@ -80,7 +75,7 @@ def test_calls_to_a_killed_server_end_at_once_and_requests_in_time(unit: Unit) -
 @pytest.mark.fault("F01")
 @pytest.mark.long
 def test_an_exporter_retries_reports_after_random_pauses(unit: Unit) -> None:
-    make_large(unit, 50 * 1024**3)
+    unit.add_large_file(50 * 1024)
     server = unit.start_server()
     unit.start_exporter()
 
@@ -124,7 +119,7 @@ def _kill_exporters(directory: Path, seed: int) -> int:
     directory.mkdir()
     with Unit(directory / "unit", lease_seconds=1) as unit:
         unit.add_cell("demo")
-        make_large(unit, 40 * 1024**2)
+        unit.add_large_file(20)
         unit.start_server()
         exporter = unit.start_exporter()
         with Oracle(unit):
@@ -368,7 +363,7 @@ def _reason(call: "grpc._CallFuture[ClaimExportResponse]") -> tuple[str, str]:
 
 @pytest.mark.fault("F09")
 def test_an_exporter_that_shuts_down_gives_its_export_back_at_once(unit: Unit) -> None:
-    make_large(unit, 300 * 1024**2)
+    unit.add_large_file(300)
     unit.start_server()
     unit.start_gateway()
     exporter = unit.start_exporter()
@@ -395,7 +390,7 @@ def test_an_exporter_that_shuts_down_gives_its_export_back_at_once(unit: Unit) -
 
 @pytest.mark.fault("F12")
 def test_an_exporter_without_memory_ends_its_export_in_time_and_leaves_nothing_half(unit: Unit) -> None:
-    make_large(unit, 50 * 1024**2)
+    unit.add_large_file(50)
     unit.start_server()
     unit.start_gateway()
     exporter = unit.start_exporter()

@@ -13,13 +13,13 @@ import redis
 from canary import steady
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport
+from injection import slow_to_read
 from oracle import Oracle, unchanged
 from redis_server import DURABLE, RedisServer
 from unit import HandExporter, Unit, answered, eventually, free_port, meanwhile, needs, refused
 
 pytestmark = [needs("redis-server"), pytest.mark.timeout(120)]
 
-LARGE = 450 * 1024**2
 # The longest time of an answer while Redis hangs, in seconds: a store operation fails after a second, and the answer
 # follows within half a second.
 STORE_SECONDS = 1.5
@@ -53,10 +53,8 @@ def use(unit: Unit, store: RedisServer) -> None:
 
 
 def begin_large(unit: Unit, name: str = "large") -> None:
-    """Start an export that takes the bundled exporter some seconds, and wait for its first progress."""
-    with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
-        large.truncate(LARGE)
-    unit.start_exporter()
+    """Start an export that takes the bundled exporter eight seconds, and wait for its first progress."""
+    unit.start_exporter(*slow_to_read(unit.add_large_file(20), seconds=0.4))
     unit.begin(name)
     eventually(lambda: unit.get().exportation.progress_percent > 0)
 
@@ -105,6 +103,7 @@ def test_a_new_redis_says_nothing_for_a_lease_and_then_the_truth(unit: Unit) -> 
     assert unit.get().state == CellExport.STATE_READY
 
 
+@needs("strace")
 @pytest.mark.fault("F31")
 @pytest.mark.long
 def test_a_paused_redis_is_reported_in_time_and_the_export_goes_on(unit: Unit, store: RedisServer) -> None:
@@ -158,6 +157,7 @@ def test_a_redis_that_was_killed_comes_back_with_all_that_was_acknowledged(
         assert ended.last_outcome.name == "kept"
 
 
+@needs("strace")
 @pytest.mark.fault("F32")
 def test_a_killed_redis_ends_no_export_of_the_bundled_exporter(unit: Unit, store: RedisServer) -> None:
     with Oracle(unit):

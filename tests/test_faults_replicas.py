@@ -61,17 +61,12 @@ def replicas(request: pytest.FixtureRequest, unit: Unit) -> Replicas:
     return replicas
 
 
-def make_large(unit: Unit, megabytes: int) -> None:
-    with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
-        large.truncate(megabytes * 1024**2)
-
-
 @pytest.mark.fault("F50")
 @pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_zombie_changes_nothing_of_the_export_that_follows_it(replicas: Replicas) -> None:
     unit = replicas.unit
-    make_large(unit, 300)
+    unit.add_large_file(300)
     zombie = unit.start_exporter()
 
     with Oracle(unit, ports=replicas.ports):
@@ -240,7 +235,7 @@ def report_all(unit: Unit, ports: list[int], seed: int, acknowledged: dict[str, 
 def test_no_status_is_false_while_programs_are_killed_and_restarted(unit: Unit, store: RedisServer, seed: int) -> None:
     """Kill servers, exporters, the gateway and Redis for half a minute, one program after the other in random order."""
     chance = random.Random(seed)
-    make_large(unit, 150)
+    unit.add_large_file(150)
     unit.settings["CELLEXPORT_STORE"] = store.url
     replicas = Replicas(unit, [unit.grpc_port, free_port()])
     unit.settings["CELLEXPORT_GRPC_TARGET"] = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in replicas.ports)

@@ -97,8 +97,7 @@ def test_a_disk_without_room_for_another_file_fails_the_export(unit: Unit, inode
 @pytest.mark.fault("F68")
 def test_a_quota_that_is_used_up_fails_the_export(unit: Unit) -> None:
     webdav = unit.directory / "cells" / "demo" / "webdav"
-    with (webdav / "0-large").open("wb") as large:
-        large.truncate(256 * 1024**2)
+    unit.add_large_file(256, "0-large")
     (webdav / "noise").write_bytes(noise(4 * 1024**2))
     unit.start_server()
     exporter = unit.start_exporter()

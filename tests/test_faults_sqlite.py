@@ -18,7 +18,7 @@ from canary import steady
 from cellexport import client
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from cellexport.v1.exporter_pb2 import ClaimedExport
-from injection import disk, failing, fill, needs_mount, remount, warm
+from injection import disk, failing, fill, needs_mount, remount, slow_to_read, warm
 from oracle import Oracle, unchanged
 from unit import HandExporter, Program, Unit, answered, eventually, meanwhile, needs
 
@@ -59,19 +59,15 @@ def first_status(unit: Unit) -> CellExport:
     return unit.get()
 
 
-def add_large_file(unit: Unit, size: int) -> None:
-    with (unit.directory / "cells" / "demo" / "webdav" / "large").open("wb") as large:
-        large.truncate(size)
-
-
+@needs("strace")
 @pytest.mark.long
 @pytest.mark.fault("F41")
 @pytest.mark.timeout(150)
 def test_a_database_that_is_locked_for_long_stops_no_status_and_costs_no_export(unit: Unit) -> None:
-    add_large_file(unit, 1024**3)
+    slow = slow_to_read(unit.add_large_file(40), seconds=0.4)
     unit.start_server()
     unit.start_gateway()
-    unit.start_exporter()
+    unit.start_exporter(*slow)
     warm(unit)
 
     with Oracle(unit):
@@ -270,9 +266,10 @@ def test_a_report_that_a_failing_disk_did_not_store_is_never_shown(unit: Unit, c
 @needs("strace")
 @pytest.mark.fault("F48")
 def test_an_end_that_the_disk_did_not_store_is_reported_again_until_it_is_stored(unit: Unit) -> None:
-    add_large_file(unit, 256 * 1024**2)
+    # The export takes two seconds: it ends while the database's disk fails.
+    slow = slow_to_read(unit.add_large_file(5), seconds=0.4)
     server = unit.start_server()
-    unit.start_exporter()
+    unit.start_exporter(*slow)
 
     with Oracle(unit):
         unit.begin("snap")

@@ -285,9 +285,9 @@ def test_a_refusal_takes_at_most_50_ms_of_processor_time(issuer: Issuer) -> None
     for make, expected in TABLE.values():
         token = make(issuer)
         if expected != "200":
-            # Take the least of three times, because the interpreter may collect garbage during one of them. Each judge
-            # is new, so no verdict is cached.
-            assert min(cost(judge, token) for judge in judges) < 0.05
+            # One of three times has to be short, because the interpreter may collect garbage during the others. Each
+            # judge is new, so no verdict is cached.
+            assert any(cost(judge, token) < 0.05 for judge in judges)
 
 
 def accepted(unit: Unit, token: str) -> bool:

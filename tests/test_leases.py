@@ -442,8 +442,7 @@ def test_a_message_that_is_none_shows_nothing_of_our_insides(unit: Unit, exporte
 
 
 def test_an_exporter_whose_token_is_refused_in_the_middle_ends(unit: Unit) -> None:
-    with (unit.directory / "cells" / "demo" / "webdav" / "huge").open("wb") as huge:
-        huge.truncate(50 * 1024**3)
+    unit.add_large_file(50 * 1024)
     server = unit.start_server()
     exporter = unit.start_exporter()
     unit.begin()

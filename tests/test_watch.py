@@ -287,8 +287,7 @@ def begin_a_long_export(unit: Unit) -> Program:
     """Start a server, an exporter and an export that outlasts any test. Return the exporter."""
     unit.start_server()
     exporter = unit.start_exporter()
-    with (unit.directory / "cells/demo/webdav/large").open("wb") as large:
-        large.truncate(50 * 1024**3)
+    unit.add_large_file(50 * 1024)
     unit.begin()
     return exporter
 

@@ -49,6 +49,20 @@ class Canary:
                 self._cycle_began = ended
 
 
+class Unstalled:
+    """The share of a period in which the machine has not stalled: 1.0 on an idle machine.
+
+    Multiply durations that are too short for `steady()` by it, such as those of single calls.
+    """
+
+    def __init__(self) -> None:
+        self._began, self._steadily_began = time.monotonic(), steady()
+
+    def share(self) -> float:
+        """Return the share of the period from the object's creation until now."""
+        return (steady() - self._steadily_began) / (time.monotonic() - self._began)
+
+
 @cache
 def _canary() -> Canary:
     return Canary()

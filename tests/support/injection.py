@@ -96,6 +96,15 @@ def traced(calls: str, inject: str, log: Path | str = "/dev/null", paths: Sequen
     ]
 
 
+def slow_to_read(path: Path, seconds: float) -> list[str]:
+    """Return the words to put before an exporter's command, so that it needs `seconds` for each MiB of one file.
+
+    The exporter sleeps in each read of the file. So an export can take long and yet leave the processor to other tests.
+    """
+    # The exporter reads 256 KiB at a time.
+    return traced("read", f"delay_exit={int(seconds / 4 * 1e6)}", paths=[path])
+
+
 def _is_traced(pid: int) -> bool:
     statuses = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
     return not any("TracerPid:\t0\n" in status for status in statuses)

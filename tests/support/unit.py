@@ -246,6 +246,13 @@ class Unit:
         (cell / "cell.toml").write_text(f'owner = "{OWNER}"\n')
         return webdav
 
+    def add_large_file(self, megabytes: int, name: str = "large") -> Path:
+        """Add a file of zeros to the cell `demo`, and return it. It takes long to export, and no space on the disk."""
+        path = self.directory / "cells" / "demo" / "webdav" / name
+        with path.open("wb") as large:
+            large.truncate(megabytes * 1024**2)
+        return path
+
     @property
     def snapshots(self) -> Path:
         return self.directory / "snapshots"
