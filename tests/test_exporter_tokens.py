@@ -169,9 +169,11 @@ def test_a_token_of_the_environment_that_has_ended_ends_the_exporter(mesh: Unit,
 def test_a_token_that_ends_in_mid_export_costs_nothing_if_another_follows(mesh: Unit, issuer: Issuer) -> None:
     file = mesh.directory.parent / "token"
     slow = slow_to_read(mesh.add_large_file(30), seconds=0.4)
-    renew(file, issuer, 2)
+    renew(file, issuer, 300)
     exporter = mesh.start_exporter(*slow, CELLEXPORT_MASTER_TOKEN="", CELLEXPORT_EXPORTER_TOKEN_FILE=str(file))
     mesh.begin()
+    eventually(lambda: mesh.get().exportation.bytes_done > 0)
+    renew(file, issuer, 1)
     exporter.wait_for_log("progress reports fail; retrying")
     # Leave half a token in the token file, as if a program were writing the file in place. The export must go on.
     file.write_text(file.read_text()[:100])

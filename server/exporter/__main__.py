@@ -14,7 +14,8 @@ from cellexport.environment import Environment, SettingError
 from cellexport.program import logs
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 from server.exporter.bar import Bar
-from server.exporter.runner import RefusedError, Runner
+from server.exporter.claims import RefusedError
+from server.exporter.runner import Runner
 from server.exporter.settings import Settings
 from server.exporter.snapshot_directory import SnapshotDirectory, SnapshotDirectoryError
 from server.exporter.verifying.command import verify

@@ -8,17 +8,15 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+from server.exports.cell_hub import CellHub, ReadSlots
 from server.exports.model import CellRecord
 from server.exports.repository import Repository
 from server.exports.store import Store
 from server.refusals import Refusal, Refused
 
-# How many subscribers of a cell are woken in a row, before other tasks of the event loop run.
-_WOKEN_AT_A_TIME = 50
 # How many watched cells are read from the store at a time, so that other calls get their share of the store.
 _READS_AT_A_TIME = 8
 # How long a watched cell waits for its turn to be read, in seconds: as long as a call may take.
@@ -60,10 +58,10 @@ class Watches:
         self._store = store
         self._repository = repository
         self._keepalive_seconds = keepalive_seconds
-        self._slots = _ReadSlots(count=_READS_AT_A_TIME, patience_seconds=patience_seconds)
-        self._hubs: dict[str, _CellHub] = {}
+        self._slots = ReadSlots(count=_READS_AT_A_TIME, patience_seconds=patience_seconds)
+        self._hubs: dict[str, CellHub] = {}
         # The hubs that wait for an unavailable store.
-        self._waiting: set[_CellHub] = set()
+        self._waiting: set[CellHub] = set()
         self._recovery: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -101,7 +99,7 @@ class Watches:
         finally:
             self._leave(cell, hub)
 
-    async def _next(self, hub: "_CellHub") -> CellRecord:
+    async def _next(self, hub: CellHub) -> CellRecord:
         """Return the next record, or the same record again when a keep-alive is due."""
         if self._closing:
             raise Refused(Refusal.SERVER_SHUTDOWN)
@@ -112,21 +110,21 @@ class Watches:
             raise Refused(Refusal.SERVER_SHUTDOWN)
         return hub.newest if changed else await hub.refresh(since=time.monotonic() - _FRESH_SECONDS)
 
-    def _join(self, cell: str) -> "_CellHub":
+    def _join(self, cell: str) -> CellHub:
         hub = self._hubs.get(cell)
         if hub is None:
-            hub = self._hubs[cell] = _CellHub(cell, self._store, self._repository, self._slots, self._on_unavailable)
+            hub = self._hubs[cell] = CellHub(cell, self._store, self._repository, self._slots, self._on_unavailable)
         hub.subscribers += 1
         return hub
 
-    def _leave(self, cell: str, hub: "_CellHub") -> None:
+    def _leave(self, cell: str, hub: CellHub) -> None:
         hub.subscribers -= 1
         if not hub.subscribers:
             del self._hubs[cell]
             self._waiting.discard(hub)
             hub.close()
 
-    def _on_unavailable(self, hub: "_CellHub") -> None:
+    def _on_unavailable(self, hub: CellHub) -> None:
         self._waiting.add(hub)
         if self._recovery is None:
             self._recovery = asyncio.create_task(self._recover())
@@ -149,121 +147,3 @@ class Watches:
                 for hub in waiting:
                     hub.request_refresh()
         self._recovery = None
-
-
-class _CellHub:
-    """The newest record of one cell, for all its subscribers. The hub's own task reads it again after each change."""
-
-    def __init__(
-        self,
-        cell: str,
-        store: Store,
-        repository: Repository,
-        slots: "_ReadSlots",
-        on_unavailable: Callable[["_CellHub"], None],
-    ) -> None:
-        self.newest = CellRecord(cell=cell)
-        self.subscribers = 0
-        self._cell = cell
-        self._repository = repository
-        self._slots = slots
-        self._on_unavailable = on_unavailable
-        self._refused: Refused | None = None
-        # When the latest complete read of the store began, in seconds of `time.monotonic`.
-        self._refreshed_at = float("-inf")
-        # Set after each read of the store, and then replaced by a new event.
-        self._refreshed = asyncio.Event()
-        self._waiters: set[asyncio.Future[bool]] = set()
-        self._stack = ExitStack()
-        self._stale = self._stack.enter_context(store.changes(cell))
-        self._stack.callback(asyncio.create_task(self._keep_fresh()).cancel)
-
-    def close(self) -> None:
-        self._stack.close()
-
-    def request_refresh(self) -> None:
-        self._stale.set()
-
-    async def refresh(self, *, since: float) -> CellRecord:
-        """Return the record from a read that began at `since` (`time.monotonic`) or later."""
-        while self._refreshed_at < since:
-            refreshed = self._refreshed
-            self._stale.set()
-            await refreshed.wait()
-        if self._refused is not None:
-            raise Refused(self._refused.refusal, note=self._refused.note)
-        return self.newest
-
-    async def wait_for_change(self, seconds: float) -> bool:
-        """Return whether subscribers are woken within `seconds`: the record has changed, or the server shuts down."""
-        loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
-        timer = loop.call_later(seconds, _resolve, waiter, False)
-        self._waiters.add(waiter)
-        try:
-            return bool(await waiter)
-        finally:
-            timer.cancel()
-            self._waiters.discard(waiter)
-
-    async def wake_subscribers(self) -> None:
-        waiters, self._waiters = self._waiters, set()
-        for number, waiter in enumerate(waiters):
-            _resolve(waiter, True)
-            if number % _WOKEN_AT_A_TIME == 0:
-                await asyncio.sleep(0)
-
-    async def _keep_fresh(self) -> None:
-        while True:
-            began, found = await self._read()
-            # Set both after the read: while it ran, the result of the previous read counted.
-            self._refreshed_at, self._refused = began, found if isinstance(found, Refused) else None
-            refreshed, self._refreshed = self._refreshed, asyncio.Event()
-            refreshed.set()
-            if isinstance(found, Refused):
-                self._on_unavailable(self)
-            elif found.revision > self.newest.revision:
-                self.newest = found
-                await self.wake_subscribers()
-            await self._stale.wait()
-
-    async def _read(self) -> tuple[float, CellRecord | Refused]:
-        """Read the record from the store. Return the start time of the read, and the record or the store's refusal."""
-        began = None
-        try:
-            async with self._slots.one():
-                self._stale.clear()
-                began = time.monotonic()
-                return began, await self._repository.read(self._cell)
-        except Refused as refused:
-            return began or time.monotonic(), refused
-        except Exception:
-            # The hub must answer: otherwise its subscribers would wait for ever.
-            _log.exception("unexpected error in the read of a watched cell", extra={"cell": self._cell})
-            return began or time.monotonic(), Refused(Refusal.UNEXPECTED)
-
-
-class _ReadSlots:
-    """Slots for reads of the store, so that many watched cells don't starve other calls."""
-
-    def __init__(self, *, count: int, patience_seconds: float) -> None:
-        self._free = asyncio.Semaphore(count)
-        self._patience_seconds = patience_seconds
-
-    @asynccontextmanager
-    async def one(self) -> AsyncIterator[None]:
-        """Hold a slot while the context is open. Raise `Refused` with STORE_UNAVAILABLE if no slot is free in time."""
-        try:
-            async with asyncio.timeout(self._patience_seconds):
-                await self._free.acquire()
-        except TimeoutError as error:
-            raise Refused(Refusal.STORE_UNAVAILABLE, note="too many reads wait for a slow store") from error
-        try:
-            yield
-        finally:
-            self._free.release()
-
-
-def _resolve(waiter: asyncio.Future[bool], result: bool) -> None:
-    if not waiter.done():
-        waiter.set_result(result)
