@@ -29,8 +29,8 @@ def busy_unit(unit: Unit) -> Unit:
 
 @pytest.fixture
 def slow_unit(unit: Unit) -> Unit:
-    """Return a unit like `busy_unit`, whose export takes ten seconds and little of the processor's time."""
-    return begin_busy(unit, *slow_to_read(unit.add_large_file(25), seconds=0.4))
+    """Return a unit like `busy_unit`, whose export takes 16 seconds and little of the processor's time."""
+    return begin_busy(unit, *slow_to_read(unit.add_large_file(40), seconds=0.4))
 
 
 def begin_busy(unit: Unit, *before: str) -> Unit:

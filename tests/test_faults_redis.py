@@ -199,6 +199,7 @@ def test_an_emptied_redis_never_says_ready_and_living_exporters_restore_it(
     assert exporter.finish(claimed, Outcome.RESULT_SUCCEEDED).last_outcome.name == "restored"
 
 
+@needs("strace")
 def test_an_emptied_redis_and_a_dead_exporter_are_ready_after_a_lease(unit: Unit, store: RedisServer) -> None:
     begin_large(unit)
     unit.programs[-1].kill()
