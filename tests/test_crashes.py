@@ -15,7 +15,7 @@ from canary import steady
 from cellexport.v1.cell_export_pb2 import CellExport, Outcome
 from injection import slow_to_read
 from oracle import Oracle
-from unit import Unit, answered, eventually, meanwhile, needs
+from unit import CUT_OFF, Unit, answered, eventually, meanwhile, needs
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -269,7 +269,7 @@ def test_a_gateway_that_starts_first_finds_the_server_when_it_comes(unit: Unit) 
 def _answers(unit: Unit) -> bool:
     try:
         unit.http()
-    except OSError:
+    except CUT_OFF:
         return False
     return True
 

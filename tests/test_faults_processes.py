@@ -28,7 +28,20 @@ from cellexport.v1.cell_export_pb2 import CellExport, Outcome, StartCellExportRe
 from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from cellexport.v1.exporter_pb2 import ClaimExportRequest, ClaimExportResponse, Progress, ReportProgressRequest
 from oracle import Oracle, unchanged, use
-from unit import ROOT, TOKEN, HandExporter, Program, Unit, accepts, answered, eventually, free_port, needs, needs_root
+from unit import (
+    CUT_OFF,
+    ROOT,
+    TOKEN,
+    HandExporter,
+    Program,
+    Unit,
+    accepts,
+    answered,
+    eventually,
+    free_port,
+    needs,
+    needs_root,
+)
 
 # The longest time in which the gateway answers any request, whatever happens to the server, in seconds.
 IN_TIME = 3.0
@@ -216,7 +229,7 @@ def _load(unit: Unit) -> Iterator[list[int | str]]:
                         response = connection.getresponse()
                         response.read()
                         results.append(response.status)
-                except (OSError, http.client.HTTPException):
+                except CUT_OFF:
                     results.append("broken")
 
     threads = [threading.Thread(target=ask) for _ in range(5)]

@@ -24,7 +24,7 @@ from cellexport.v1.cell_export_pb2_grpc import CellExportServiceStub
 from cellexport.v1.exporter_pb2 import ClaimExportRequest
 from server.ops.call_observer import CallObserver
 from server.ops.prometheus_call_metrics import PrometheusCallMetrics
-from unit import ROOT, TOKEN, HandExporter, Unit, eventually, free_port
+from unit import CUT_OFF, ROOT, TOKEN, HandExporter, Unit, eventually, free_port
 
 Labels = dict[str, str]
 Samples = list[tuple[str, Labels, float]]
@@ -224,7 +224,7 @@ def started_at(port: int) -> float | None:
     """Return the start time of the process that serves metrics on this port; None if no process does."""
     try:
         return value(samples(scrape(port)), "process_start_time_seconds")
-    except OSError:
+    except CUT_OFF:
         return None
 
 

@@ -26,7 +26,7 @@ from certificates import Authority, Identity, common_name
 from gateway.settings import Settings as GatewaySettings
 from server.exporter.settings import Settings as ExporterSettings
 from server.settings import Settings as ServerSettings
-from unit import TOKEN, HandExporter, Program, Unit, accepts, answered, eventually, free_port, meanwhile
+from unit import CUT_OFF, TOKEN, HandExporter, Program, Unit, accepts, answered, eventually, free_port, meanwhile
 
 
 @dataclass
@@ -413,7 +413,7 @@ def get_over(path: Path) -> bytes:
             response = http.client.HTTPResponse(connection)
             response.begin()
             return response.read()
-    except OSError:
+    except CUT_OFF:
         return b""
 
 

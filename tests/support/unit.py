@@ -55,6 +55,8 @@ UNIT_URL = "https://unit1.example/"
 _FOR_A_FRESH_INTERPRETER = ("GRPC_", "LD_", "PYTHON")
 _port_numbers = itertools.count(random.SystemRandom().randrange(1_400))
 ROOT = Path(__file__).parent.parent.parent
+# The errors of an HTTP request to a program that is killed before its answer is complete.
+CUT_OFF = (OSError, http.client.HTTPException)
 
 
 def eventually(check: Callable[[], T | None], *, within: float = 60.0) -> T:
