@@ -1,6 +1,5 @@
 """Rolling restarts: servers and gateways are replaced one after the other, and no request fails."""
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from canary import steady
 from cellexport.v1.cell_export_pb2 import Outcome
 from redis_server import DURABLE, RedisServer
 from redis_server import running as running_redis
@@ -52,7 +52,7 @@ def test_rolling_restarts_of_servers_and_gateways_fail_no_request(unit: Unit, st
     eventually(lambda: unit.http().status == 200)
     target = unit.settings["CELLEXPORT_GRPC_TARGET"]
     callers = [HttpCaller(ports=gateways) for _ in range(CALLERS)]
-    begun = time.monotonic()
+    begun = steady()
 
     with ExitStack() as stack:
         followers = [stack.enter_context(following(unit, target=target)) for _ in range(4)]
@@ -69,7 +69,7 @@ def test_rolling_restarts_of_servers_and_gateways_fail_no_request(unit: Unit, st
         assert newest.last_outcome.result == Outcome.RESULT_SUCCEEDED
         for follower in followers:
             assert eventually(lambda f=follower: f.statuses()[-1].cell_export == newest)  # type: ignore[misc]
-    seconds = time.monotonic() - begun
+    seconds = steady() - begun
     outcomes = sum((caller.outcomes for caller in callers), Counter[str]())
     assert {outcome[:3] for outcome in outcomes} == {"200"}
     # The callers try to send 200 requests a second. A machine with two processors that also starts a program each
