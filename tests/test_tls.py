@@ -304,7 +304,7 @@ def test_the_gateway_shows_a_renewed_certificate_and_no_request_fails_meanwhile(
     assert gateway.process.poll() is None
     # The gateway's new worker must have taken over the metrics port, although the old worker still served metrics on it
     # when the new one started.
-    assert accepts(metrics)
+    eventually(lambda: accepts(metrics))
     assert "metrics unavailable" not in gateway.log.read_text()
     assert "PRIVATE" not in gateway.log.read_text()
 
