@@ -10,16 +10,13 @@ from contextlib import suppress
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from cellexport import client
 from cellexport.environment import SecretSource
 from cellexport.v1.exporter_pb2 import ClaimedExport, ClaimExportRequest
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
-from server.exporter.calls import is_transient, jittered, reason
+from server.exporter.calls import is_transient, metadata, reason, retry_pause
 
 # How long a claim waits in the server for an export.
 _WAIT_SECONDS = 20
-# The average pause before a retry.
-_RETRY_SECONDS = 0.5
 # Failing claims are logged only after this long: while a server starts, claims fail for about as long.
 _PATIENCE_SECONDS = 3.0
 # The deadline of the call that returns an export to the queue.
@@ -44,25 +41,25 @@ class Claims:
 
     Args:
         token: the source of the token; read before each call.
+        stopping: set when the exporter shuts down. A claim then ends at once.
     """
 
-    def __init__(self, stub: ExporterServiceStub, token: SecretSource) -> None:
+    def __init__(self, stub: ExporterServiceStub, token: SecretSource, stopping: threading.Event) -> None:
         self._stub = stub
         self._token = token
-        self._stopping = threading.Event()
+        self._stopping = stopping
         # Cancels the claim that waits.
         self._cancel: Callable[[], object] = bool
         self._failing_since: float | None = None
         self._logged_failure = False
         self._was_accepted = False
 
-    def stop(self) -> None:
-        """Cancel the claim that waits, and make the next one end at once. May be called from any thread."""
-        self._stopping.set()
+    def cancel(self) -> None:
+        """Cancel the claim that waits. May be called from any thread."""
         self._cancel()
 
     def next(self) -> ClaimedExport | None:
-        """Claim an export. Return None if no export was queued in time, or if `stop` was called.
+        """Claim an export. Return None if no export was queued in time, or if the exporter is shutting down.
 
         Raises:
             RefusedError: if the server refuses the token.
@@ -72,7 +69,7 @@ class Claims:
             # After a failed claim, ask for an immediate answer: it shows soon that the server is available again.
             wait = 0 if self._failing_since else _WAIT_SECONDS
             request = ClaimExportRequest(request_id=request_id, wait=Duration(seconds=wait))
-            call = self._stub.ClaimExport.future(request, metadata=self._metadata(), timeout=_WAIT_SECONDS + 5)
+            call = self._stub.ClaimExport.future(request, metadata=metadata(self._token), timeout=_WAIT_SECONDS + 5)
             self._cancel = call.cancel
             if self._stopping.is_set():
                 call.cancel()
@@ -83,7 +80,7 @@ class Claims:
                 return None
             except grpc.RpcError as error:
                 self._log_failure(error)
-                self._stopping.wait(jittered(_RETRY_SECONDS))
+                self._stopping.wait(retry_pause())
                 continue
             self._log_recovery()
             return response.claimed_export if response.HasField("claimed_export") else None
@@ -97,10 +94,9 @@ class Claims:
         request = ClaimExportRequest(request_id=request_id, give_back=True)
         with suppress(grpc.RpcError):
             # wait_for_ready: the connection may have broken, and the answer to the claim with it. Wait for a new one.
-            self._stub.ClaimExport(request, metadata=self._metadata(), timeout=_GIVE_BACK_SECONDS, wait_for_ready=True)
-
-    def _metadata(self) -> client.Metadata:
-        return client.bearer(self._token.latest().reveal())
+            self._stub.ClaimExport(
+                request, metadata=metadata(self._token), timeout=_GIVE_BACK_SECONDS, wait_for_ready=True
+            )
 
     def _log_failure(self, error: grpc.RpcError) -> None:
         """Log once that claims have failed for 3 seconds. Raise `RefusedError` if the token is refused for good."""

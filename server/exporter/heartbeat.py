@@ -8,16 +8,13 @@ from contextvars import copy_context
 
 import grpc
 
-from cellexport import client
 from cellexport.environment import SecretSource
 from cellexport.v1.exporter_pb2 import ClaimedExport, Progress, ReportProgressRequest
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
-from server.exporter.calls import is_transient, jittered, reason
+from server.exporter.calls import is_transient, metadata, reason, retry_pause
 
 # The pause after each report: an exporter sends at most five reports a second.
 _SHORTEST_SECONDS = 0.2
-# The average pause before a failed report is sent again.
-_RETRY_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +81,7 @@ class Heartbeat:
         while not self._report(self._progress()):
             self.check()
             stop()
-            self._over.wait(jittered(_RETRY_SECONDS))
+            self._over.wait(retry_pause())
         self.check()
 
     def check(self) -> None:
@@ -112,7 +109,7 @@ class Heartbeat:
                 if self._report(progress):
                     reported, reported_at = progress, now
                 else:
-                    self._over.wait(jittered(_RETRY_SECONDS))
+                    self._over.wait(retry_pause())
             self._over.wait(_SHORTEST_SECONDS)
 
     def _report(self, progress: Progress) -> bool:
@@ -127,7 +124,7 @@ class Heartbeat:
             try:
                 response = self._stub.ReportProgress(
                     request,
-                    metadata=client.bearer(self._token.latest().reveal()),
+                    metadata=metadata(self._token),
                     timeout=max(1.0, self._lease_seconds / 3),
                 )
             except grpc.RpcError as error:

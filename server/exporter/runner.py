@@ -7,7 +7,6 @@ from pathlib import Path
 
 import grpc
 
-from cellexport import client
 from cellexport.environment import SecretSource
 from cellexport.program import logs
 from cellexport.v1.cell_export_pb2 import Outcome
@@ -15,7 +14,7 @@ from cellexport.v1.exporter_pb2 import ClaimedExport, FinishExportRequest
 from cellexport.v1.exporter_pb2_grpc import ExporterServiceStub
 from server.exporter import outcome, snapshot
 from server.exporter.bar import Bar
-from server.exporter.calls import is_transient, jittered, reason
+from server.exporter.calls import is_transient, metadata, reason, retry_pause
 from server.exporter.claims import Claims
 from server.exporter.heartbeat import ExportCancelledError, Heartbeat, LeaseLostError
 from server.exporter.part import FencedError, NameTakenError
@@ -26,8 +25,6 @@ from server.exporter.walk import SourceChangedError, SourceError
 
 # The deadline of the call that reports how an export ended.
 _CALL_SECONDS = 3.0
-# The average pause before a retry.
-_RETRY_SECONDS = 0.5
 # How long an exporter that shuts down goes on trying to report how its export ended.
 _FINISH_SECONDS = 3.0
 
@@ -50,15 +47,15 @@ class Runner:
         self._cells = cells
         self._snapshots = snapshots
         self._bar = bar
-        self._claims = Claims(stub, token)
         self._stopping = threading.Event()
+        self._claims = Claims(stub, token, self._stopping)
         # Never set: a wait for it is the pause between the retries of `_finish`, which go on during shutdown.
         self._pause = threading.Event()
 
     def stop(self) -> None:
         """Stop soon, and interrupt the export in progress. May be called from any thread."""
         self._stopping.set()
-        self._claims.stop()
+        self._claims.cancel()
 
     def run(self) -> None:
         """Run exports until `stop` is called.
@@ -161,7 +158,7 @@ class Runner:
         give_up_at = time.monotonic() + _FINISH_SECONDS
         while True:
             try:
-                self._stub.FinishExport(request, metadata=self._metadata(), timeout=_CALL_SECONDS)
+                self._stub.FinishExport(request, metadata=metadata(self._token), timeout=_CALL_SECONDS)
                 return
             except grpc.RpcError as error:
                 if not is_transient(error, self._token):
@@ -169,10 +166,7 @@ class Runner:
                     return
                 if self._stopping.is_set() and time.monotonic() > give_up_at:
                     return
-                self._pause.wait(jittered(_RETRY_SECONDS))
-
-    def _metadata(self) -> client.Metadata:
-        return client.bearer(self._token.latest().reveal())
+                self._pause.wait(retry_pause())
 
 
 def _failed(why: Outcome.Reason.ValueType, claimed: ClaimedExport, error: Exception) -> Outcome.Reason.ValueType:
