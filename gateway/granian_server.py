@@ -92,7 +92,7 @@ class _Server(MPServer):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         _log.info("shutting down: finishing open requests, refusing new connections")
-        super().signal_handler_interrupt(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super().signal_handler_interrupt(*args, **kwargs)  # type: ignore[no-untyped-call]  # untyped in Granian
 
 
 class _Certificates:

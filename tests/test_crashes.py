@@ -30,7 +30,7 @@ def busy_unit(unit: Unit) -> Unit:
 @pytest.fixture
 def slow_unit(unit: Unit) -> Unit:
     """Return a unit like `busy_unit`, whose export takes 16 seconds and little of the processor's time."""
-    return begin_busy(unit, *slow_to_read(unit.add_large_file(40), seconds=0.4))
+    return begin_busy(unit, *slow_to_read(unit.add_large_file(40)))
 
 
 def begin_busy(unit: Unit, *before: str) -> Unit:

@@ -208,7 +208,7 @@ def test_snapshots_are_private(unit: Unit) -> None:
 @needs("strace")
 @pytest.mark.fault("F65")
 def test_reports_come_at_most_five_times_a_second(unit: Unit) -> None:
-    slow = slow_to_read(unit.add_large_file(10), seconds=0.4)
+    slow = slow_to_read(unit.add_large_file(10))
     unit.start_server()
     unit.start_exporter(*slow)
     before, begun = unit.get().revision, time.monotonic()

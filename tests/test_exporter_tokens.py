@@ -168,7 +168,7 @@ def test_a_token_of_the_environment_that_has_ended_ends_the_exporter(mesh: Unit,
 @pytest.mark.timeout(150)
 def test_a_token_that_ends_in_mid_export_costs_nothing_if_another_follows(mesh: Unit, issuer: Issuer) -> None:
     file = mesh.directory.parent / "token"
-    slow = slow_to_read(mesh.add_large_file(30), seconds=0.4)
+    slow = slow_to_read(mesh.add_large_file(30))
     renew(file, issuer, 300)
     exporter = mesh.start_exporter(*slow, CELLEXPORT_MASTER_TOKEN="", CELLEXPORT_EXPORTER_TOKEN_FILE=str(file))
     mesh.begin()

@@ -54,7 +54,7 @@ def use(unit: Unit, store: RedisServer) -> None:
 
 def begin_large(unit: Unit, name: str = "large") -> None:
     """Start an export that takes the bundled exporter eight seconds, and wait for its first progress."""
-    unit.start_exporter(*slow_to_read(unit.add_large_file(20), seconds=0.4))
+    unit.start_exporter(*slow_to_read(unit.add_large_file(20)))
     unit.begin(name)
     eventually(lambda: unit.get().exportation.progress_percent > 0)
 

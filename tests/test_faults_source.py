@@ -76,7 +76,7 @@ def halted_in_the_first_file(unit: Unit, exporter: Program) -> Iterator[None]:
 
 def start_exporter_with_a_slow_first_file(unit: Unit) -> Program:
     """Add a file that the exporter writes first, because of its name, and start an exporter that reads it slowly."""
-    return unit.start_exporter(*slow_to_read(unit.add_large_file(FIRST, "0-large"), seconds=0.4))
+    return unit.start_exporter(*slow_to_read(unit.add_large_file(FIRST, "0-large")))
 
 
 @needs("strace")

@@ -64,7 +64,7 @@ def first_status(unit: Unit) -> CellExport:
 @pytest.mark.fault("F41")
 @pytest.mark.timeout(150)
 def test_a_database_that_is_locked_for_long_stops_no_status_and_costs_no_export(unit: Unit) -> None:
-    slow = slow_to_read(unit.add_large_file(40), seconds=0.4)
+    slow = slow_to_read(unit.add_large_file(40))
     unit.start_server()
     unit.start_gateway()
     unit.start_exporter(*slow)
@@ -267,7 +267,7 @@ def test_a_report_that_a_failing_disk_did_not_store_is_never_shown(unit: Unit, c
 @pytest.mark.fault("F48")
 def test_an_end_that_the_disk_did_not_store_is_reported_again_until_it_is_stored(unit: Unit) -> None:
     # The export takes two seconds: it ends while the database's disk fails.
-    slow = slow_to_read(unit.add_large_file(5), seconds=0.4)
+    slow = slow_to_read(unit.add_large_file(5))
     server = unit.start_server()
     unit.start_exporter(*slow)
 

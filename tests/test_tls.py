@@ -288,7 +288,7 @@ def test_the_gateway_shows_a_renewed_certificate_and_no_request_fails_meanwhile(
     outcomes: Counter[str] = Counter()
 
     def ask_all_the_while(over: threading.Event) -> None:
-        while not over.wait(0.1):
+        while not over.wait(0.02):
             outcomes[status(unit)] += 1
 
     with meanwhile(ask_all_the_while):

@@ -96,13 +96,13 @@ def traced(calls: str, inject: str, log: Path | str = "/dev/null", paths: Sequen
     ]
 
 
-def slow_to_read(path: Path, seconds: float) -> list[str]:
-    """Return the words to put before an exporter's command, so that it needs `seconds` for each MiB of one file.
+def slow_to_read(path: Path) -> list[str]:
+    """Return the words to put before an exporter's command, so that it needs 0.4 seconds for each MiB of one file.
 
     The exporter sleeps in each read of the file. So an export can take long and yet leave the processor to other tests.
     """
-    # The exporter reads 256 KiB at a time.
-    return traced("read", f"delay_exit={int(seconds / 4 * 1e6)}", paths=[path])
+    # The exporter reads 256 KiB at a time, and each read takes 0.1 seconds longer.
+    return traced("read", "delay_exit=100000", paths=[path])
 
 
 def _is_traced(pid: int) -> bool:
